@@ -1,0 +1,271 @@
+"""A decoder for the Llama, Qwen2/2.5 and Qwen3 families: GQA, RoPE, RMSNorm, SwiGLU.
+
+Two entries share one block: `forward` reads whole, possibly packed sequences (training), and
+`forward_cached` reads new tokens against a key/value cache (prefill and decode). Both return hidden
+states after the final norm; `logits` turns those, or a slice of them, into float32 scores, so that
+no caller is forced to hold a [B, T, V] array.
+
+Shape letters: B batch, T tokens, D d_model, H heads, N kv heads, K head_dim, F d_ff, V vocabulary,
+L layers, C cache capacity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models import rope
+from models.config import ModelConfig
+from models.params import ParamSpec
+
+# Pins an activation to logical axes; the identity on one device. Given by the caller, so that models
+# stay free of any mesh: `constrain(x, ("batch", "length", "embed")) -> x`.
+Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+
+
+def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+    del axes
+    return x
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Layers:
+    """Every layer's weights, stacked on a leading L axis so that one scan runs them."""
+
+    attn_norm: Any  # [L, D]
+    q: Any  # [L, D, H, K]
+    k: Any  # [L, D, N, K]
+    v: Any  # [L, D, N, K]
+    o: Any  # [L, H, K, D]
+    mlp_norm: Any  # [L, D]
+    gate: Any  # [L, D, F]
+    up: Any  # [L, D, F]
+    down: Any  # [L, F, D]
+    q_bias: Any = None  # [L, H, K]   Qwen2
+    k_bias: Any = None  # [L, N, K]
+    v_bias: Any = None  # [L, N, K]
+    q_norm: Any = None  # [L, K]      Qwen3
+    k_norm: Any = None  # [L, K]
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Params:
+    embed: Any  # [V, D]
+    layers: Layers
+    final_norm: Any  # [D]
+    head: Any = None  # [D, V]; None when tied to embed
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Cache:
+    """Keys and values by position: slot p of row b holds position p. A plain pytree."""
+
+    k: jax.Array  # [L, B, C, N, K]
+    v: jax.Array  # [L, B, C, N, K]
+
+    @property
+    def capacity(self) -> int:
+        return self.k.shape[2]
+
+
+CACHE_AXES = ("layers", "batch", None, "kv_heads", None)
+
+
+def abstract_params(cfg: ModelConfig) -> Params:
+    """The tree of ParamSpec: shape, logical axes, initialiser and dtype of every parameter.
+
+    Matrices start with variance 1/fan_in; those that write to the residual stream are divided by
+    sqrt(2L) (Radford et al. 2019), so that its variance does not grow with depth.
+    """
+    L, D, H, N, K, F = (
+        cfg.n_layers,
+        cfg.d_model,
+        cfg.n_heads,
+        cfg.n_kv_heads,
+        cfg.head_dim,
+        cfg.d_ff,
+    )
+    into, residual = D**-0.5, (2 * L) ** -0.5
+
+    def spec(shape, axes, stddev=None, fill=0.0) -> ParamSpec:
+        return ParamSpec(shape, axes, stddev, fill, cfg.param_dtype)
+
+    layers = Layers(
+        attn_norm=spec((L, D), ("layers", None), fill=1.0),
+        q=spec((L, D, H, K), ("layers", "embed", "heads", None), into),
+        k=spec((L, D, N, K), ("layers", "embed", "kv_heads", None), into),
+        v=spec((L, D, N, K), ("layers", "embed", "kv_heads", None), into),
+        o=spec((L, H, K, D), ("layers", "heads", None, "embed"), (H * K) ** -0.5 * residual),
+        mlp_norm=spec((L, D), ("layers", None), fill=1.0),
+        gate=spec((L, D, F), ("layers", "embed", "mlp"), into),
+        up=spec((L, D, F), ("layers", "embed", "mlp"), into),
+        down=spec((L, F, D), ("layers", "mlp", "embed"), F**-0.5 * residual),
+    )
+    if cfg.qkv_bias:
+        layers.q_bias = spec((L, H, K), ("layers", "heads", None))
+        layers.k_bias = spec((L, N, K), ("layers", "kv_heads", None))
+        layers.v_bias = spec((L, N, K), ("layers", "kv_heads", None))
+    if cfg.qk_norm:
+        layers.q_norm = spec((L, K), ("layers", None), fill=1.0)
+        layers.k_norm = spec((L, K), ("layers", None), fill=1.0)
+    head = None if cfg.tie_embeddings else spec((D, cfg.vocab_size), ("embed", "vocab"), into)
+    return Params(
+        embed=spec((cfg.vocab_size, D), ("vocab", "embed"), into),
+        layers=layers,
+        final_norm=spec((D,), (None,), fill=1.0),
+        head=head,
+    )
+
+
+def empty_cache(cfg: ModelConfig, batch: int, capacity: int) -> Cache:
+    shape = (cfg.n_layers, batch, capacity, cfg.n_kv_heads, cfg.head_dim)
+    return Cache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square norm over the last axis (Zhang & Sennrich 2019), computed in float32."""
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
+    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+def _block(
+    x_BxTxD: jax.Array,
+    layer: Layers,
+    angles: tuple[jax.Array, jax.Array],
+    attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    cfg: ModelConfig,
+    constrain: Constrain,
+) -> jax.Array:
+    """One transformer layer. `attend(q, k, v)` owns the mask and, when there is one, the cache."""
+    dtype = jnp.dtype(cfg.dtype)
+
+    def weight(w: jax.Array) -> jax.Array:
+        return w.astype(dtype)
+
+    with jax.named_scope("attention"):
+        h = rms_norm(x_BxTxD, layer.attn_norm, cfg.norm_eps)
+        q = jnp.einsum("btd,dhk->bthk", h, weight(layer.q))
+        k = jnp.einsum("btd,dnk->btnk", h, weight(layer.k))
+        v = jnp.einsum("btd,dnk->btnk", h, weight(layer.v))
+        if cfg.qkv_bias:
+            q, k, v = (
+                q + weight(layer.q_bias),
+                k + weight(layer.k_bias),
+                v + weight(layer.v_bias),
+            )
+        if cfg.qk_norm:
+            q = rms_norm(q, layer.q_norm, cfg.norm_eps)
+            k = rms_norm(k, layer.k_norm, cfg.norm_eps)
+        q, k = rope.rotate(q, *angles), rope.rotate(k, *angles)
+        q = constrain(q, ("batch", "length", "heads", None))
+        k = constrain(k, ("batch", "length", "kv_heads", None))
+        v = constrain(v, ("batch", "length", "kv_heads", None))
+        mixed = constrain(attend(q, k, v), ("batch", "length", "heads", None))
+        x_BxTxD = x_BxTxD + jnp.einsum("bthk,hkd->btd", mixed, weight(layer.o))
+        x_BxTxD = constrain(x_BxTxD, ("batch", "length", None))
+    with jax.named_scope("mlp"):
+        h = rms_norm(x_BxTxD, layer.mlp_norm, cfg.norm_eps)
+        gate = jax.nn.silu(jnp.einsum("btd,df->btf", h, weight(layer.gate)))
+        wide = gate * jnp.einsum("btd,df->btf", h, weight(layer.up))
+        wide = constrain(wide, ("batch", "length", "mlp"))
+        x_BxTxD = x_BxTxD + jnp.einsum("btf,fd->btd", wide, weight(layer.down))
+        return constrain(x_BxTxD, ("batch", "length", None))
+
+
+def _embed(params: Params, tokens_BxT: jax.Array, cfg: ModelConfig, constrain: Constrain):
+    return constrain(
+        params.embed[tokens_BxT].astype(jnp.dtype(cfg.dtype)), ("batch", "length", None)
+    )
+
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def forward(
+    params: Params,
+    tokens_BxT: jax.Array,
+    positions_BxT: jax.Array,
+    sequence_ids_BxT: jax.Array,
+    cfg: ModelConfig,
+    constrain: Constrain = unconstrained,
+) -> jax.Array:
+    """Hidden states [B, T, D] of whole sequences.
+
+    sequence_ids: which sequence each token belongs to, −1 for padding. A token attends to earlier
+    tokens of its own sequence only, so several sequences may share a row (packing); positions
+    restart with each. What stands at padding never changes what a real token gives.
+    """
+    T = tokens_BxT.shape[1]
+    angles = rope.angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+    same = sequence_ids_BxT[:, :, None] == sequence_ids_BxT[:, None, :]
+    mask_Bx1xTxT = (same & jnp.tril(jnp.ones((T, T), bool)))[:, None]
+
+    def attend(q, k, v):
+        return jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xTxT)
+
+    def step(x, layer):
+        return _block(x, layer, angles, attend, cfg, constrain), None
+
+    if cfg.remat != "none":
+        step = jax.checkpoint(step, policy=_REMAT_POLICIES[cfg.remat], prevent_cse=False)
+    x_BxTxD, _ = jax.lax.scan(step, _embed(params, tokens_BxT, cfg, constrain), params.layers)
+    return rms_norm(x_BxTxD, params.final_norm, cfg.norm_eps)
+
+
+def forward_cached(
+    params: Params,
+    tokens_BxT: jax.Array,
+    positions_BxT: jax.Array,
+    cache: Cache,
+    cfg: ModelConfig,
+    constrain: Constrain = unconstrained,
+) -> tuple[jax.Array, Cache]:
+    """Hidden states [B, T, D] of new tokens, and the cache with their keys and values written.
+
+    Slot = position, and a token attends to slots ≤ its own position. So right padding needs no mask:
+    what a padded prefill writes beyond a row's length is overwritten by the token that really comes
+    there before anything may attend to it.
+    """
+    rows_Bx1 = jnp.arange(tokens_BxT.shape[0])[:, None]
+    angles = rope.angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+    mask_Bx1xTxC = (jnp.arange(cache.capacity) <= positions_BxT[:, :, None])[:, None]
+
+    # The cache is carried and updated in place: passed as scan inputs and outputs it would be copied
+    # layer by layer (measured up to 2.4x slower on the CPU).
+    def step(carry, xs):
+        x, keys, values = carry
+        index, layer = xs
+
+        def attend(q, k, v):
+            nonlocal keys, values
+            keys = keys.at[index, rows_Bx1, positions_BxT].set(k, unique_indices=True)
+            values = values.at[index, rows_Bx1, positions_BxT].set(v, unique_indices=True)
+            return jax.nn.dot_product_attention(q, keys[index], values[index], mask=mask_Bx1xTxC)
+
+        x = _block(x, layer, angles, attend, cfg, constrain)
+        return (x, constrain(keys, CACHE_AXES), constrain(values, CACHE_AXES)), None
+
+    carry = (_embed(params, tokens_BxT, cfg, constrain), cache.k, cache.v)
+    (x_BxTxD, keys, values), _ = jax.lax.scan(
+        step, carry, (jnp.arange(cfg.n_layers), params.layers)
+    )
+    return rms_norm(x_BxTxD, params.final_norm, cfg.norm_eps), Cache(keys, values)
+
+
+def logits(params: Params, hidden: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Scores over the vocabulary, float32 [..., V], from hidden states [..., D]."""
+    head = params.embed.T if cfg.tie_embeddings else params.head
+    return jnp.einsum(
+        "...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+    )

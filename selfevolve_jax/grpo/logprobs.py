@@ -1,0 +1,60 @@
+"""Log-probabilities and entropies of given tokens, without a [B, T, V] array."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from models import decoder
+from models.config import ModelConfig
+from models.decoder import Constrain
+from selfevolve_jax.grpo.batch import Batch
+
+
+def token_logprobs(
+    params: decoder.Params,
+    batch: Batch,
+    temperature: jax.Array,
+    cfg: ModelConfig,
+    chunk: int,
+    constrain: Constrain = decoder.unconstrained,
+) -> tuple[jax.Array, jax.Array]:
+    """log p(token | before) and the entropy of that distribution in nats, both float32 [B, T].
+
+    Aligned with the token that was predicted. Scores are divided by the sampling temperature first,
+    or log-probs would not be those of what was sampled (0, greedy, is read as 1). Only `chunk` tokens'
+    scores exist at a time, and the backward pass makes them again. 0 outside the response.
+    """
+    B, T = batch.tokens_BxT.shape
+    hidden_BxTxD = decoder.forward(
+        params, batch.tokens_BxT, batch.positions_BxT, batch.sequence_ids_BxT, cfg, constrain
+    )
+    scale = jnp.where(temperature > 0, temperature, 1.0)
+    size = min(chunk, T)
+    pieces = -(-T // size)
+    pad = pieces * size - T
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(B, pieces, size, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def score(_, piece):
+        hidden, target = piece
+        logits = constrain(decoder.logits(params, hidden, cfg), ("batch", "length", "vocab"))
+        logits = logits / scale
+        norm = jax.nn.logsumexp(logits, axis=-1)
+        probs = jnp.exp(logits - norm[..., None])
+        # A masked sum and not take_along_axis: it also works where the vocabulary is sharded.
+        chosen = target[..., None] == jnp.arange(logits.shape[-1])
+        logprob = jnp.where(chosen, logits, 0.0).sum(-1) - norm
+        return None, (logprob, norm - (probs * logits).sum(-1))
+
+    following_BxT = jnp.roll(batch.tokens_BxT, -1, axis=1)
+    _, scored = jax.lax.scan(score, None, (split(hidden_BxTxD), split(following_BxT)))
+
+    def join(x: jax.Array) -> jax.Array:
+        x = jnp.moveaxis(x, 0, 1).reshape(B, pieces * size)[:, :T]
+        return jnp.where(batch.response_BxT, jnp.roll(x, 1, axis=1), 0.0)
+
+    return join(scored[0]), join(scored[1])

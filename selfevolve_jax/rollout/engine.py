@@ -1,0 +1,284 @@
+"""Prompts in, samples with log-probabilities out: continuous batching over a fixed set of slots.
+
+Each unique prompt is prefilled once and its cache is copied to the slots of its G samples. Decoding
+runs in chunks: a jitted while_loop over donated buffers. Between chunks the host reads the chunk's
+tokens, frees the slots that finished and gives them to waiting samples; once nothing waits, the
+slots are compacted by halves. Shapes come from a few buckets, so nothing compiles twice.
+
+The whole batch at once is the special case in which every sample has a slot from the start.
+
+A sample's random numbers depend on (key, row id, sample index, token index) alone: it does not
+change with the batch it is in, nor with the slot or the moment it is given.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import decoder
+from models.config import ModelConfig
+from models.decoder import Cache, Constrain
+from selfevolve_jax import sharding
+from selfevolve_jax.errors import UserError
+from selfevolve_jax.rollout.sampling import Sampling, draw, sampling_logprobs
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """slots: samples decoded together, the memory dial. chunk: tokens between two host reads."""
+
+    slots: int = 512
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "chunk"):
+            if getattr(self, name) < 1:
+                raise UserError(f"rollout.{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class Samples:
+    """G samples for each of R prompts, on the host. A stop token, when one was drawn, is the last
+    of the sample's tokens and counts in its length; beyond the length all is 0.
+
+    tokens_RxGxM: int32. logprobs_RxGxM: float32, of the distribution really sampled from.
+    lengths_RxG: int32. stopped_RxG: bool, False where the limit cut the sample off.
+    """
+
+    tokens_RxGxM: np.ndarray
+    logprobs_RxGxM: np.ndarray
+    lengths_RxG: np.ndarray
+    stopped_RxG: np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Slots:
+    """The state of S samples in flight. `position` is that of `last_token`, which is fed next."""
+
+    cache: Cache  # [L, S, C, N, K]
+    last_token: jax.Array  # int32 [S]
+    position: jax.Array  # int32 [S]
+    generated: jax.Array  # int32 [S]
+    active: jax.Array  # bool [S]
+    key: jax.Array  # key [S]
+
+
+def bucket(n: int, minimum: int = 16) -> int:
+    """The smallest of minimum · {1, 1.5, 2, 3, 4, 6, 8, …} that holds n."""
+    size = minimum
+    while size < n:
+        if size * 3 // 2 >= n:
+            return size * 3 // 2
+        size *= 2
+    return size
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "constrain"))
+def _prefill(params, tokens_RxP, cfg: ModelConfig, constrain: Constrain) -> Cache:
+    R, P = tokens_RxP.shape
+    positions = jnp.broadcast_to(jnp.arange(P), (R, P))
+    cache = decoder.empty_cache(cfg, R, P)
+    return decoder.forward_cached(params, tokens_RxP, positions, cache, cfg, constrain)[1]
+
+
+@functools.partial(jax.jit, donate_argnames=("slots",))
+def _admit(slots: _Slots, prompts: Cache, source_S, last_token_S, position_S, row_S, sample_S, key):
+    """Gives every slot with source ≥ 0 to a new sample of prompt `source`."""
+    new_S = source_S >= 0
+    width = prompts.capacity
+
+    def copy(held, prompt):
+        there = held[:, :, :width]
+        mine = jnp.where(new_S[None, :, None, None, None], prompt[:, source_S], there)
+        return held.at[:, :, :width].set(mine)
+
+    keys = jax.vmap(lambda r, s: jax.random.fold_in(jax.random.fold_in(key, r), s))(row_S, sample_S)
+    return _Slots(
+        cache=Cache(copy(slots.cache.k, prompts.k), copy(slots.cache.v, prompts.v)),
+        last_token=jnp.where(new_S, last_token_S, slots.last_token),
+        position=jnp.where(new_S, position_S, slots.position),
+        generated=jnp.where(new_S, 0, slots.generated),
+        active=new_S | slots.active,
+        key=jnp.where(new_S, keys, slots.key),
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("steps", "cfg", "constrain"), donate_argnames=("slots",)
+)
+def _decode_chunk(
+    params, slots: _Slots, sampling: Sampling, stop_tokens, limit, steps, cfg, constrain
+):
+    """Up to `steps` tokens for every active slot: (slots, tokens [S, steps], log-probs)."""
+    S = slots.position.shape[0]
+    rows = jnp.arange(S)
+
+    def body(carry):
+        i, slots, tokens_SxK, logprobs_SxK = carry
+        hidden, cache = decoder.forward_cached(
+            params, slots.last_token[:, None], slots.position[:, None], slots.cache, cfg, constrain
+        )
+        logprobs_SxV = sampling_logprobs(decoder.logits(params, hidden[:, 0], cfg), sampling)
+        keys = jax.vmap(jax.random.fold_in)(slots.key, slots.generated)
+        token, logprob = draw(logprobs_SxV, keys)
+        active, generated = slots.active, slots.generated + slots.active
+        stop = jnp.any(token[:, None] == stop_tokens, axis=-1) | (generated >= limit)
+        slots = _Slots(
+            cache=cache,
+            last_token=jnp.where(active, token, slots.last_token),
+            position=slots.position + active,
+            generated=generated,
+            active=active & ~stop,
+            key=slots.key,
+        )
+        tokens_SxK = tokens_SxK.at[rows, i].set(jnp.where(active, token, 0))
+        logprobs_SxK = logprobs_SxK.at[rows, i].set(jnp.where(active, logprob, 0.0))
+        return i + 1, slots, tokens_SxK, logprobs_SxK
+
+    _, slots, tokens_SxK, logprobs_SxK = jax.lax.while_loop(
+        lambda carry: (carry[0] < steps) & jnp.any(carry[1].active),
+        body,
+        (0, slots, jnp.zeros((S, steps), jnp.int32), jnp.zeros((S, steps), jnp.float32)),
+    )
+    return slots, tokens_SxK, logprobs_SxK
+
+
+@functools.partial(jax.jit, static_argnames="capacity", donate_argnames=("slots",))
+def _grow(slots: _Slots, capacity: int) -> _Slots:
+    pad = [(0, 0), (0, 0), (0, capacity - slots.cache.capacity), (0, 0), (0, 0)]
+    return replace(slots, cache=Cache(jnp.pad(slots.cache.k, pad), jnp.pad(slots.cache.v, pad)))
+
+
+@jax.jit
+def _compact(slots: _Slots, keep: jax.Array) -> _Slots:
+    rest = {f: getattr(slots, f)[keep] for f in ("last_token", "position", "generated", "active")}
+    cache = Cache(slots.cache.k[:, keep], slots.cache.v[:, keep])
+    return _Slots(cache=cache, key=slots.key[keep], **rest)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "constrain", "S", "capacity"))
+def _empty_slots(S: int, capacity: int, cfg: ModelConfig, constrain: Constrain) -> _Slots:
+    zeros = jnp.zeros(S, jnp.int32)
+    cache = decoder.empty_cache(cfg, S, capacity)
+    cache = Cache(*(constrain(x, decoder.CACHE_AXES) for x in (cache.k, cache.v)))
+    keys = jax.random.split(jax.random.key(0), S)
+    return _Slots(cache, zeros, zeros, zeros, zeros.astype(bool), keys)
+
+
+def generate(
+    params: decoder.Params,
+    prompts: Sequence[Sequence[int]],
+    row_ids: Sequence[int],
+    samples_per_prompt: int,
+    key: jax.Array,
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    stop_tokens: Sequence[int],
+    cfg: ModelConfig,
+    mesh: jax.sharding.Mesh,
+    config: RolloutConfig,
+) -> Samples:
+    """Samples `samples_per_prompt` continuations of every prompt.
+
+    row_ids key the random numbers together with the sample's index; an id that comes twice in one
+    call gets fresh numbers the second time. The arguments must be the same on every process.
+    """
+    R, G = len(prompts), samples_per_prompt
+    if not R or not all(len(p) for p in prompts):
+        raise UserError(f"Nothing to generate from: {R} prompts, shortest of 0 tokens.")
+    constrain, ways = sharding.constrainer(mesh), sharding.batch_ways(mesh)
+
+    def rounded(n: int) -> int:
+        return -(-n // ways) * ways
+
+    sample_base = _occurrences(row_ids, G)
+    S = rounded(min(config.slots, bucket(R * G, 8)))
+    buffer_rows = rounded(bucket(-(-S // G), 1))
+    # The last prompt token is not prefilled: the first decode step feeds it.
+    P = bucket(max(max(len(p) for p in prompts) - 1, 1))
+    steps = min(config.chunk, bucket(max_new_tokens, 8))
+    full = P + 1 + max_new_tokens
+    slots = _empty_slots(S, min(bucket(P + steps), bucket(full)), cfg, constrain)
+
+    tokens = np.zeros((R * G, max_new_tokens), np.int32)
+    logprobs = np.zeros((R * G, max_new_tokens), np.float32)
+    lengths = np.zeros(R * G, np.int32)
+    holds = np.full(S, -1)  # the sample (row * G + g) in each slot, -1 when free
+    positions = np.zeros(S, np.int64)
+    waiting, buffer_start, buffered = 0, 0, None  # next sample; first row and cache of the buffer
+    values = sharding.put_replicated(
+        (sampling, np.asarray(stop_tokens, np.int32), np.int32(max_new_tokens)), mesh
+    )
+
+    while waiting < R * G or (holds >= 0).any():
+        while waiting < R * G and (free := np.flatnonzero(holds < 0)).size:
+            row = waiting // G
+            if buffered is None or row >= buffer_start + buffer_rows:
+                buffer_start = row
+                padded = np.zeros((buffer_rows, P), np.int32)
+                for i, prompt in enumerate(prompts[row : row + buffer_rows]):
+                    padded[i, : len(prompt) - 1] = prompt[:-1]
+                buffered = _prefill(params, sharding.put_batch(padded, mesh), cfg, constrain)
+            end = min(R * G, (buffer_start + buffer_rows) * G, waiting + free.size)
+            given = np.arange(waiting, end)
+            into = free[: len(given)]
+            source, last, place, row_id, index = np.zeros((5, S), np.int32)
+            source[:] = -1
+            source[into] = given // G - buffer_start
+            last[into] = [prompts[i // G][-1] for i in given]
+            place[into] = [len(prompts[i // G]) - 1 for i in given]
+            row_id[into] = [row_ids[i // G] for i in given]
+            index[into] = [sample_base[i // G] + i % G for i in given]
+            arrays = sharding.put_batch((source, last, place, row_id, index), mesh)
+            slots = _admit(slots, buffered, *arrays, key)
+            holds[into], positions[into], waiting = given, place[into], end
+
+        needed = int(positions[holds >= 0].max()) + 1 + steps
+        if needed > slots.cache.capacity and slots.cache.capacity < bucket(full):
+            slots = _grow(slots, capacity=min(bucket(needed), bucket(full)))
+        slots, chunk_tokens, chunk_logprobs = _decode_chunk(
+            params, slots, *values, steps=steps, cfg=cfg, constrain=constrain
+        )
+        got, got_logprobs, generated, active = sharding.to_host(
+            (chunk_tokens, chunk_logprobs, slots.generated, slots.active)
+        )
+        for s in np.flatnonzero(holds >= 0):
+            i, new = holds[s], generated[s] - lengths[holds[s]]
+            tokens[i, lengths[i] : lengths[i] + new] = got[s, :new]
+            logprobs[i, lengths[i] : lengths[i] + new] = got_logprobs[s, :new]
+            lengths[i] += new
+            positions[s] += new
+            if not active[s]:
+                holds[s] = -1
+        half = rounded(-(-len(holds) // 2))
+        if waiting == R * G and 0 < (holds >= 0).sum() <= half < len(holds):
+            keep = np.argsort(holds < 0, kind="stable")[:half]
+            slots = _compact(slots, sharding.put_batch(keep.astype(np.int32), mesh))
+            holds, positions = holds[keep], positions[keep]
+
+    last_tokens = tokens[np.arange(R * G), np.maximum(lengths - 1, 0)]
+    return Samples(
+        tokens_RxGxM=tokens.reshape(R, G, -1),
+        logprobs_RxGxM=logprobs.reshape(R, G, -1),
+        lengths_RxG=lengths.reshape(R, G),
+        stopped_RxG=np.isin(last_tokens, np.asarray(stop_tokens)).reshape(R, G),
+    )
+
+
+def _occurrences(row_ids: Sequence[int], samples_per_prompt: int) -> list[int]:
+    """The first sample index of each row: 0, or past those that an equal id took before it."""
+    seen: Counter[int] = Counter()
+    bases = []
+    for row_id in row_ids:
+        bases.append(seen[row_id] * samples_per_prompt)
+        seen[row_id] += 1
+    return bases

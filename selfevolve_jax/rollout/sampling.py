@@ -1,0 +1,77 @@
+"""From scores to a token: temperature, top-k, top-p and min-p as traced values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from selfevolve_jax.errors import UserError
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn. Values are traced, so changing one never compiles anything again.
+
+    temperature: 0 is greedy. top_k: 0 is off. top_p: 1 is off. min_p: 0 is off (Nguyen et al. 2024).
+    """
+
+    temperature: Any = 1.0
+    top_p: Any = 1.0
+    top_k: Any = 0
+    min_p: Any = 0.0
+
+
+def check_sampling(sampling: Sampling) -> None:
+    """UserError for a value outside its range."""
+    limits = {
+        "temperature": (sampling.temperature >= 0, "at least 0 (0 is greedy)"),
+        "top_p": (0 < sampling.top_p <= 1, "above 0 and at most 1 (1 is off)"),
+        "top_k": (sampling.top_k >= 0, "at least 0 (0 is off)"),
+        "min_p": (0 <= sampling.min_p < 1, "at least 0 and below 1 (0 is off)"),
+    }
+    for name, (fits, rule) in limits.items():
+        if not fits:
+            raise UserError(f"sampling.{name}={getattr(sampling, name)} must be {rule}.")
+
+
+def sampling_logprobs(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+    """Log-probabilities [B, V] of the distribution that is really sampled from, float32.
+
+    Temperature first, then top-k, top-p and min-p in that order, then renormalised; −inf for what
+    was cut. Ties with the last kept score are kept too. Greedy gives 0 to the first best token.
+    """
+    greedy = sampling.temperature <= 0
+    scores = logits_BxV.astype(jnp.float32) / jnp.where(greedy, 1.0, sampling.temperature)
+    vocab = scores.shape[-1]
+
+    def cut(scores):
+        ordered = jnp.sort(scores, axis=-1, descending=True)
+        k = jnp.where(sampling.top_k > 0, sampling.top_k, vocab)
+        ordered = jnp.where(jnp.arange(vocab) < k, ordered, -jnp.inf)
+        probs = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        # top_p = 1 keeps everything, also where rounding makes the cumulative sum reach 1 early.
+        keep = (before < sampling.top_p) | (sampling.top_p >= 1.0)
+        keep &= probs >= sampling.min_p * probs[:, :1]
+        keep &= ordered > -jnp.inf
+        last = jnp.min(jnp.where(keep, ordered, jnp.inf), axis=-1, keepdims=True)
+        return jnp.where(scores >= last, scores, -jnp.inf)
+
+    # The sort is the cost here; it only runs when some filter is on.
+    filtered = (sampling.top_k > 0) | (sampling.top_p < 1.0) | (sampling.min_p > 0.0)
+    scores = jax.lax.cond(filtered & ~greedy, cut, lambda s: s, scores)
+    logprobs = jax.nn.log_softmax(scores, axis=-1)
+    best = jnp.argmax(scores, axis=-1, keepdims=True) == jnp.arange(vocab)
+    return jnp.where(greedy, jnp.where(best, 0.0, -jnp.inf), logprobs)
+
+
+def draw(logprobs_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One token a row from its own key, and its log-probability: int32 [B], float32 [B]."""
+    tokens_B = jax.vmap(jax.random.categorical)(keys_B, logprobs_BxV).astype(jnp.int32)
+    chosen = tokens_B[:, None] == jnp.arange(logprobs_BxV.shape[-1])
+    # A masked sum and not a gather: it also works on a vocabulary that is sharded.
+    return tokens_B, jnp.sum(jnp.where(chosen, logprobs_BxV, 0.0), axis=-1)

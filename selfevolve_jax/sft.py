@@ -1,0 +1,74 @@
+"""Supervised training on (prompt, response) token pairs; the base policies are made with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from models.config import ModelConfig
+from models.decoder import Constrain
+from selfevolve_jax.grpo.batch import Batch
+from selfevolve_jax.grpo.logprobs import token_logprobs
+from selfevolve_jax.grpo.losses import token_weights
+from selfevolve_jax.grpo.update import apply_gradient, summed_gradient
+from selfevolve_jax.state import TrainState
+
+
+def supervised_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> Batch:
+    """One pair a row, [B, length]; the loss is on the responses."""
+    B = len(pairs)
+    tokens, positions = np.zeros((2, B, length), np.int32)
+    ids = np.full((B, length), -1, np.int32)
+    response = np.zeros((B, length), bool)
+    for b, (prompt, answer) in enumerate(pairs):
+        end = len(prompt) + len(answer)
+        tokens[b, :end] = [*prompt, *answer]
+        positions[b, :end] = np.arange(end)
+        ids[b, :end] = b
+        response[b, len(prompt) : end] = True
+    return Batch(tokens, positions, ids, response, np.zeros((B, length), np.float32))
+
+
+@partial(
+    jax.jit,
+    static_argnames=("cfg", "tx", "accumulate", "chunk", "constrain"),
+    donate_argnames=("state",),
+)
+def supervised_step(
+    state: TrainState,
+    batch: Batch,
+    cfg: ModelConfig,
+    tx: optax.GradientTransformation,
+    accumulate: int,
+    chunk: int,
+    constrain: Constrain,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimiser step on the mean negative log-likelihood of the batch's response tokens, nats."""
+    n = batch.tokens_BxT.shape[0]
+    weight = token_weights("token_mean", batch.response_BxT, batch.sequence_ids_BxT, n, 1)
+
+    def loss(params, piece):
+        batch, weight = piece
+        logp, _ = token_logprobs(params, batch, jnp.float32(1.0), cfg, chunk, constrain)
+        total = -jnp.where(batch.response_BxT, weight * logp, 0.0).sum()
+        return total, {"train/loss": total}
+
+    grads, metrics = summed_gradient(loss, state.params, (batch, weight), accumulate)
+    state, applied = apply_gradient(state, grads, tx)
+    return TrainState(state.step + 1, state.params, state.opt_state), metrics | applied
+
+
+def train(
+    state: TrainState, batches: Iterable[Any], cfg: ModelConfig, tx, constrain: Constrain
+) -> tuple[TrainState, float]:
+    """Runs every batch; returns the state and the last loss."""
+    metrics = {"train/loss": jnp.float32(jnp.nan)}
+    for batch in batches:
+        state, metrics = supervised_step(state, batch, cfg, tx, 1, 256, constrain)
+    return state, float(metrics["train/loss"])

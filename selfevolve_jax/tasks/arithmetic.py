@@ -1,0 +1,122 @@
+"""Chained arithmetic modulo 10 with visible steps: a task small enough to learn on a laptop.
+
+A prompt is `3+4*2-1*7=`, read strictly from left to right. A response writes every intermediate
+result and the end mark: `7438` would go 3+4=7, 7*2=4, 4-1=3, 3*7=1, so `7431.`; the answer is the last
+digit before the mark. There is a chain of thought, and answers that ignore the prompt are possible,
+which is all that self-training needs to rise, or to collapse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from selfevolve_jax.errors import UserError
+from selfevolve_jax.tasks.base import AnswerSpec, Row, Task
+
+END = "."
+_ALPHABET = "0123456789+-*=" + END
+_OPS = "+-*"
+ANSWER = AnswerSpec(pattern=r"(\d)\.$", equivalence="exact")
+
+
+@dataclass(frozen=True)
+class ArithmeticConfig:
+    """numbers: how many digits a chain has; several values are mixed in equal parts. A response is
+    numbers − 1 results and the end mark."""
+
+    numbers: tuple[int, ...] = (5,)
+    train_rows: int = 8000
+    held_out_rows: int = 256
+
+    def __post_init__(self) -> None:
+        if not self.numbers or min(self.numbers) < 2:
+            raise UserError(f"task.numbers={self.numbers}: a chain needs at least 2 numbers.")
+        if self.train_rows < 1 or self.held_out_rows < 1:
+            raise UserError(
+                f"task.train_rows={self.train_rows} and task.held_out_rows={self.held_out_rows} "
+                "must be at least 1."
+            )
+
+
+def tokenizer():
+    """One token a character, pad and end included, as a transformers fast tokenizer."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<pad>": 0} | {c: i + 1 for i, c in enumerate(_ALPHABET)}
+    chars = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    chars.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    chars.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=chars, pad_token="<pad>", eos_token=END)
+
+
+def solve(chain: str, results: Sequence[int | None] | None = None) -> str:
+    """The intermediate results of `3+4*2=`-like text. Where `results` holds a digit, that step's
+    result is replaced by it and the later steps go on from there."""
+    total, written = int(chain[0]), ""
+    for i in range((len(chain) - 1) // 2):
+        op, digit = chain[2 * i + 1], int(chain[2 * i + 2])
+        total = (total + digit if op == "+" else total - digit if op == "-" else total * digit) % 10
+        if results is not None and results[i] is not None:
+            total = int(results[i])
+        written += str(total)
+    return written
+
+
+def draw_chain(rng: np.random.Generator, numbers: int) -> str:
+    digits, ops = rng.integers(0, 10, numbers), rng.integers(0, len(_OPS), numbers - 1)
+    return str(digits[0]) + "".join(_OPS[o] + str(d) for o, d in zip(ops, digits[1:], strict=True)) + "="
+
+
+def _rows(rng: np.random.Generator, config: ArithmeticConfig, n: int, taken: set[str], encode):
+    """n rows with prompts that no other row has; the lengths take turns."""
+    space = sum(10**k * len(_OPS) ** (k - 1) for k in config.numbers)
+    if len(taken) + n > space // 2:
+        raise UserError(
+            f"task.numbers={config.numbers} gives {space} different chains, too few for "
+            f"{len(taken) + n} rows. Ask for at most {space // 2} rows, or for longer chains."
+        )
+    rows = []
+    while len(rows) < n:
+        chain = draw_chain(rng, config.numbers[len(rows) % len(config.numbers)])
+        if chain not in taken:
+            taken.add(chain)
+            rows.append(Row(len(taken) - 1, chain, encode(chain), gold=solve(chain)[-1]))
+    return rows
+
+
+def load_task(config: ArithmeticConfig, seed: int) -> Task:
+    """Train and held-out rows without a prompt in common. Held-out rows are drawn first, from a
+    stream of their own, so that they do not change with the number of train rows."""
+    text = tokenizer()
+
+    def encode(prompt: str) -> tuple[int, ...]:
+        return tuple(text.encode(prompt, add_special_tokens=False))
+
+    taken: set[str] = set()
+    held_out = _rows(
+        np.random.default_rng([seed, 1]), config, config.held_out_rows, taken, encode
+    )
+    train = _rows(np.random.default_rng([seed, 2]), config, config.train_rows, taken, encode)
+    return Task("arithmetic", train, held_out, text, (text.eos_token_id,), ANSWER)
+
+
+def noisy_examples(
+    rng: np.random.Generator, numbers: Sequence[int], noise: float, n: int, avoid: set[str]
+) -> list[tuple[str, str]]:
+    """n (prompt, response) pairs to learn from. With probability `noise` a step's result is replaced
+    by a random digit. The errors are scattered, so a model of them is wrong often when it samples and
+    seldom in its majority: that gap is what self-training lives on."""
+    pairs = []
+    while len(pairs) < n:
+        k = numbers[len(pairs) % len(numbers)]
+        chain = draw_chain(rng, k)
+        if chain in avoid:
+            continue
+        wrong, digits = rng.random(k - 1) < noise, rng.integers(0, 10, k - 1)
+        results = [int(d) if w else None for w, d in zip(wrong, digits, strict=True)]
+        pairs.append((chain, solve(chain, results) + END))
+    return pairs
