@@ -1,0 +1,1 @@
+"""Recipes: one module a system; a recipe is a function that returns a frozen dataclass."""

@@ -38,6 +38,7 @@ class ModelConfig:
 
     Llama: the defaults. Qwen2/2.5: qkv_bias=True. Qwen3: qk_norm=True. Parameters are kept in
     `param_dtype`; matrix products run in `dtype`; norms, softmax and logits are float32.
+    remat: what the backward pass computes again; "dots" keeps matrix products, "full" nothing.
     """
 
     vocab_size: int
@@ -56,6 +57,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
+    unroll: int = 1  # layers a scan step runs: more is a little faster and compiles for longer
 
     def __post_init__(self) -> None:
         if self.n_heads % self.n_kv_heads:

@@ -219,7 +219,8 @@ def forward(
 
     if cfg.remat != "none":
         step = jax.checkpoint(step, policy=_REMAT_POLICIES[cfg.remat], prevent_cse=False)
-    x_BxTxD, _ = jax.lax.scan(step, _embed(params, tokens_BxT, cfg, constrain), params.layers)
+    x_BxTxD = _embed(params, tokens_BxT, cfg, constrain)
+    x_BxTxD, _ = jax.lax.scan(step, x_BxTxD, params.layers, unroll=cfg.unroll)
     return rms_norm(x_BxTxD, params.final_norm, cfg.norm_eps)
 
 
@@ -258,7 +259,7 @@ def forward_cached(
 
     carry = (_embed(params, tokens_BxT, cfg, constrain), cache.k, cache.v)
     (x_BxTxD, keys, values), _ = jax.lax.scan(
-        step, carry, (jnp.arange(cfg.n_layers), params.layers)
+        step, carry, (jnp.arange(cfg.n_layers), params.layers), unroll=cfg.unroll
     )
     return rms_norm(x_BxTxD, params.final_norm, cfg.norm_eps), Cache(keys, values)
 

@@ -260,7 +260,8 @@ LINES_OFF_A_TTY = 20
 
 class Terminal:
     """What a run shows. On a TTY: a progress bar, and a line a step above it. Elsewhere: plain
-    lines without control codes, about 20 a run and the last step's. Silent unless `enabled` (process 0).
+    lines without control codes, about 20 a run and the last step's. Silent unless `enabled`
+    (process 0).
 
     `with Terminal(total_steps, title, enabled) as terminal: terminal.step(k, metrics)`; k counts
     from 1, and a resumed run may start anywhere.

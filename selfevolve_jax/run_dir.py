@@ -20,6 +20,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
@@ -42,6 +43,26 @@ DISK_REASONS = frozenset(
 )
 
 
+def check(
+    path: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    resume: bool,
+    may_change: frozenset[str] = frozenset(),
+) -> None:
+    """Raises what `create` would refuse, and writes nothing: for a look before costly work."""
+    run = epath.Path(path)
+    if run.exists() and not run.is_dir():
+        raise UserError(f"run directory {run} is a file. Fix: pass another --run-dir.")
+    if resume:
+        stored = read_config(run)["config"]
+        _refuse_changes(run, flatten(stored), flatten(jsonable(config)), may_change)
+    elif run.exists() and any(not _is_temporary(p.name) for p in run.iterdir()):
+        raise UserError(
+            f"run directory {run} already exists and is not empty. "
+            "Fix: pass --resume to continue that run, or another --run-dir."
+        )
+
+
 def create(
     path: str | os.PathLike[str],
     config: Mapping[str, Any],
@@ -60,21 +81,10 @@ def create(
     Raises UserError for a directory in use, a resume of what is no run, or a config that differs;
     DiskError if the disk refuses.
     """
+    check(path, config, resume, may_change)
     run = epath.Path(path)
-    if run.exists() and not run.is_dir():
-        raise UserError(f"run directory {run} is a file. Fix: pass another --run-dir.")
-    if resume:
-        stored = read_config(run)["config"]
-        _refuse_changes(run, flatten(stored), flatten(jsonable(config)), may_change)
-    else:
-        in_use = run.exists() and any(not _is_temporary(p.name) for p in run.iterdir())
-        if in_use:
-            raise UserError(
-                f"run directory {run} already exists and is not empty. "
-                "Fix: pass --resume to continue that run, or another --run-dir."
-            )
-        with disk_errors(run):
-            run.mkdir(parents=True, exist_ok=True)
+    with disk_errors(run):
+        run.mkdir(parents=True, exist_ok=True)
     commit, dirty = git_revision()
     record = {
         "config": config,
@@ -117,7 +127,7 @@ def write_samples(
     "majority_fraction", "votes": {answer: count}, "samples": [{"text", "answer", "reward",
     "trained", "parts": {name: number}, "length", "stopped"}]}. Gzipped (.jsonl.gz) above 1 MiB."""
     text = "".join(_dumps(row) + "\n" for row in rows)
-    data = text.encode("utf-8", "surrogatepass")
+    data = text.encode()
     plain = epath.Path(run_dir) / "samples" / f"step_{step:06d}.jsonl"
     zipped = plain.with_name(plain.name + ".gz")
     with disk_errors(plain):
@@ -156,7 +166,7 @@ def read_samples(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines, 1):
         try:
-            row = json.loads(line.decode("utf-8", "surrogatepass"))
+            row = json.loads(line.decode())
         except ValueError as error:
             raise UserError(f"{path} line {number} is damaged: {error}.") from error
         if not isinstance(row, dict) or not isinstance(row.get("samples"), list):
@@ -167,7 +177,7 @@ def read_samples(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 def write_json_atomic(path: str | os.PathLike[str], obj: Any) -> None:
     """Indented JSON, whole or not at all. NaN and infinities become null (see `jsonable`)."""
-    write_text_atomic(path, json.dumps(jsonable(obj), indent=2, ensure_ascii=False) + "\n")
+    write_text_atomic(path, _dumps(obj, indent=2) + "\n")
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
@@ -176,7 +186,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     Raises DiskError, naming the path and the reason, when the disk is full or read-only, the quota
     is spent or permission is missing.
     """
-    _write_bytes_atomic(epath.Path(path), text.encode("utf-8", "surrogatepass"))
+    _write_bytes_atomic(epath.Path(path), text.encode())
 
 
 def jsonable(obj: Any) -> Any:
@@ -281,8 +291,10 @@ def _read_json(path: epath.Path, if_missing: str) -> dict[str, Any]:
     return record
 
 
-def _dumps(row: Mapping[str, Any]) -> str:
-    return json.dumps(jsonable(row), ensure_ascii=False)
+def _dumps(obj: Any, indent: int | None = None) -> str:
+    text = json.dumps(jsonable(obj), indent=indent, ensure_ascii=False)
+    # half surrogates, which byte-level tokenizers can produce, have an escape but no UTF-8
+    return re.sub(r"[\ud800-\udfff]", lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
 def _is_temporary(name: str) -> bool:

@@ -93,6 +93,14 @@ def label_accuracy(rows: Sequence[Row], judged: Verdict, equivalence: Equivalenc
     return accuracy_R
 
 
+def sample_accuracy(rows: Sequence[Row], judged: Verdict, equivalence: Equivalence) -> np.ndarray:
+    """bool [R, G]: the sample's own answer equals gold. For the log, whatever the judge was.
+
+    Raises UserError naming the row where a gold answer is missing."""
+    right = _equal_to_gold(judged.answers, [_gold(row) for row in rows], equivalence)
+    return np.asarray(right, bool)
+
+
 def _gold(row: Row) -> str:
     gold = (row.gold or "").strip()
     if not gold:

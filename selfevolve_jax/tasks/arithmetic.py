@@ -1,8 +1,8 @@
 """Chained arithmetic modulo 10 with visible steps: a task small enough to learn on a laptop.
 
 A prompt is `3+4*2-1*7=`, read strictly from left to right. A response writes every intermediate
-result and the end mark: `7438` would go 3+4=7, 7*2=4, 4-1=3, 3*7=1, so `7431.`; the answer is the last
-digit before the mark. There is a chain of thought, and answers that ignore the prompt are possible,
+result and the end mark: 3+4=7, 7*2=4, 4-1=3, 3*7=1, so `7431.`; the answer is the last digit before
+the mark. There is a chain of thought, and answers that ignore the prompt are possible,
 which is all that self-training needs to rise, or to collapse.
 """
 
@@ -50,7 +50,10 @@ def tokenizer():
     chars = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
     chars.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     chars.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=chars, pad_token="<pad>", eos_token=END)
+    # The end mark is plain text and no special token, as the answer is read up to it.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=chars, pad_token="<pad>", unk_token="<pad>"
+    )
 
 
 def solve(chain: str, results: Sequence[int | None] | None = None) -> str:
@@ -101,7 +104,7 @@ def load_task(config: ArithmeticConfig, seed: int) -> Task:
         np.random.default_rng([seed, 1]), config, config.held_out_rows, taken, encode
     )
     train = _rows(np.random.default_rng([seed, 2]), config, config.train_rows, taken, encode)
-    return Task("arithmetic", train, held_out, text, (text.eos_token_id,), ANSWER)
+    return Task("arithmetic", train, held_out, text, (text.convert_tokens_to_ids(END),), ANSWER)
 
 
 def noisy_examples(

@@ -32,6 +32,29 @@ from selfevolve_jax.tasks.prompts import BOXED_SUFFIX, Problem, stop_tokens, tok
 _DRAWS_PER_ROW = 4  # how many entries may be drawn for each row wanted before giving up
 
 
+@dataclasses.dataclass(frozen=True)
+class GymConfig:
+    """The arguments of `gym_task`, as a recipe holds them. name: reasoning-gym's, such as
+    "chain_sum". options: fields of that task's own configuration (difficulty)."""
+
+    name: str
+    size: int = 8000
+    held_out: int = 256
+    options: Mapping[str, int | float | str | bool] = dataclasses.field(default_factory=dict)
+    suffix: str = BOXED_SUFFIX
+    chat: bool = False
+    system: str | None = None
+    max_prompt_tokens: int = 1024
+    pattern: str = "boxed"
+    equivalence: Literal["exact", "math"] = "exact"
+
+
+def load_task(config: GymConfig, tokenizer: Any, seed: int) -> Task:
+    """The task that `config` names; see `gym_task`."""
+    fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    return gym_task(fields.pop("name"), tokenizer, seed=seed, **fields)
+
+
 def gym_task(
     name: str,
     tokenizer: Any,

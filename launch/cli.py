@@ -1,0 +1,154 @@
+"""The `selfevolve` command: parses what was typed, and turns mistakes into one clear message."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before transformers is imported anywhere: it has no torch here, and says so at every start.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from selfevolve_jax.errors import UserError
+
+USAGE = """selfevolve: models that improve themselves, in JAX
+
+  selfevolve srt RECIPE [--option value ...]   train on the model's own majority vote
+  selfevolve evaluate CHECKPOINT               avg@k, maj@k, pass@k and greedy against gold
+  selfevolve generate CHECKPOINT --prompt ...  sample from a checkpoint
+  selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
+  selfevolve doctor                            what is installed, what is missing
+
+Each command explains itself: selfevolve COMMAND --help. A RECIPE is a name, or FILE.py:NAME.
+SRT's recipes: {recipes}
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command; exits with 2 after a user's mistake, 1 after the disk's or the numbers'."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], None]] = {
+        "srt": _srt,
+        "evaluate": _evaluate,
+        "generate": _generate,
+        "report": _report,
+        "doctor": _doctor,
+    }
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
+            print(USAGE.format(recipes=", ".join(_recipe_names("configs.srt"))), end="")
+        elif arguments[0] not in commands:
+            raise UserError(
+                f"command {arguments[0]!r} is unknown; choose one of {', '.join(commands)}."
+            )
+        else:
+            commands[arguments[0]](arguments[1:])
+    except UserError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        sys.exit(130)
+
+
+def complain(message: str) -> None:
+    """One boxed message on stderr."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.text import Text
+
+    Console(stderr=True).print(Panel(Text(message), title="selfevolve", title_align="left"))
+
+
+def parse(kind: Any, arguments: list[str], prog: str, default: Any = None) -> Any:
+    """tyro, with the mistakes that our own checks find as UserError."""
+    import tyro
+
+    options = {} if default is None else {"default": default}
+    try:
+        return tyro.cli(
+            tyro.conf.AvoidSubcommands[kind], args=arguments, prog=f"selfevolve {prog}", **options
+        )
+    except ValueError as error:  # models/ knows no UserError
+        raise UserError(str(error)) from error
+
+
+def load_recipe(name: str, package: str) -> Any:
+    """The dataclass that recipe `name` of `package` returns, or `path/to/file.py:name`."""
+    path, colon, function = name.rpartition(":")
+    if colon:
+        if not Path(path).is_file():
+            raise UserError(f"recipe file {path} does not exist (asked for as {name!r}).")
+        spec = importlib.util.spec_from_file_location("selfevolve_recipe", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up by name
+        spec.loader.exec_module(module)
+        names = [n for n in vars(module) if not n.startswith("_") and callable(vars(module)[n])]
+    else:
+        module, function = importlib.import_module(package), name
+        names = _recipe_names(package)
+    if function not in names and function.replace("-", "_") not in names:
+        shown = ", ".join(n.replace("_", "-") if not colon else n for n in names)
+        raise UserError(f"recipe {name!r} is unknown; choose one of {shown}, or FILE.py:NAME.")
+    return getattr(module, function if function in names else function.replace("-", "_"))()
+
+
+def _recipe_names(package: str) -> list[str]:
+    """A recipe is a public function that the recipe module itself defines."""
+    found = importlib.util.find_spec(package)
+    assert found is not None and found.origin is not None
+    lines = Path(found.origin).read_text().splitlines()  # without importing jax, for --help
+    return [n[4 : n.index("(")] for n in lines if n.startswith("def ") and n[4] != "_"]
+
+
+def _srt(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("-"):
+        names = ", ".join(n.replace("_", "-") for n in _recipe_names("configs.srt"))
+        if arguments and arguments[0] in ("-h", "--help"):
+            print(f"usage: selfevolve srt RECIPE [OPTIONS]\nrecipes: {names}, or FILE.py:NAME")
+            return
+        raise UserError(f"srt needs a recipe: selfevolve srt RECIPE. Recipes: {names}.")
+    from launch.srt import Run, srt
+
+    recipe = load_recipe(arguments[0], "configs.srt")
+    srt(parse(Run, arguments[1:], f"srt {arguments[0]}", Run(recipe)), arguments[0])
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from launch.evaluate import Evaluate, evaluate
+
+    evaluate(parse(Evaluate, arguments, "evaluate"))
+
+
+def _generate(arguments: list[str]) -> None:
+    from launch.generate import Generate, generate
+
+    generate(parse(Generate, arguments, "generate"))
+
+
+def _report(arguments: list[str]) -> None:
+    from launch.report import Report, report
+
+    report(parse(Report, arguments, "report"))
+
+
+def _doctor(arguments: list[str]) -> None:
+    from launch.doctor import doctor
+
+    if arguments in (["-h"], ["--help"]):
+        print("usage: selfevolve doctor\n\nWhat is installed, what is missing, and what it enables.")
+        return
+    if arguments:
+        raise UserError(f"doctor takes no options, got {' '.join(arguments)}.")
+    doctor()
+
+
+if __name__ == "__main__":
+    main()

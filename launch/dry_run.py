@@ -1,0 +1,54 @@
+"""What a recipe would run, without touching anything: config, mesh, parameters, memory."""
+
+from __future__ import annotations
+
+import json
+
+import jax.numpy as jnp
+
+from models import decoder
+from models.params import count
+from selfevolve_jax import checkpoint, run_dir, sharding, trainer
+from selfevolve_jax.rollout.engine import bucket
+from selfevolve_jax.srt.recipe import BaseConfig, SRTRecipe
+
+
+def describe(recipe: SRTRecipe) -> str:
+    """The resolved config as JSON, then the figures. Raises what the run itself would refuse."""
+    mesh = sharding.make_mesh(recipe.mesh)
+    trainer.check_batch(recipe.trainer, mesh)
+    if isinstance(recipe.policy, BaseConfig):
+        model = recipe.policy.model
+    else:
+        model = checkpoint.read_model(recipe.policy.path)[0]
+    specs = decoder.abstract_params(model)
+    sharding.tree_shardings(specs, mesh)
+    config, n = recipe.trainer, count(specs)
+    weights = n * jnp.dtype(model.param_dtype).itemsize
+    split = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    # Parameters, gradients, and AdamW's two moments; a reference policy where there is a KL.
+    training = weights * (4 + (config.grpo.kl_coef > 0)) / split
+    slots = min(config.rollout.slots, config.prompts_per_step * config.samples_per_prompt)
+    per_token = 2 * model.n_layers * model.n_kv_heads * model.head_dim
+    cache = slots * per_token * jnp.dtype(model.dtype).itemsize / mesh.size
+    batch = config.prompts_per_step * config.samples_per_prompt
+    return "\n".join(
+        (
+            json.dumps(run_dir.jsonable(recipe), indent=2),
+            f"mesh         {dict(mesh.shape)} over {mesh.size} device(s)",
+            f"parameters   {n:,}",
+            f"batch        {batch:,} samples a step, up to {config.max_new_tokens:,} new tokens each",
+            f"memory       {_bytes(training)} a device for parameters, gradients and optimiser",
+            f"             {_bytes(cache * bucket(config.max_new_tokens))} a device for the rollout's "
+            "cache at full length, prompts not counted",
+            f"arms         {', '.join(recipe.arms)}",
+        )
+    )
+
+
+def _bytes(n: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024 or unit == "GiB":
+            return f"{n:.1f} {unit}"
+        n /= 1024
+    raise AssertionError

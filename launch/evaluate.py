@@ -1,0 +1,122 @@
+"""`selfevolve evaluate`: avg@k, maj@k, pass@k and greedy accuracy of a checkpoint against gold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import jax
+import tyro
+from etils import epath
+
+from selfevolve_jax import checkpoint, run_dir, sharding
+from selfevolve_jax.errors import UserError
+from selfevolve_jax.evaluate import score
+from selfevolve_jax.judges.equivalence import Equivalence
+from selfevolve_jax.rollout.engine import RolloutConfig
+from selfevolve_jax.rollout.sampling import Sampling, check_sampling
+from selfevolve_jax.sharding import MeshConfig
+from selfevolve_jax.srt.run import load_task
+from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
+from selfevolve_jax.tasks.dataset import DataConfig
+from selfevolve_jax.tasks.gym import GymConfig
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Samples every held-out problem k times, and once greedily, and grades against gold.
+
+    checkpoint: a run's arm, one of its checkpoints/STEP, or its best. suite: by default the held-out
+    rows of the run that the checkpoint belongs to; or a .jsonl, .json or .parquet file, a folder, or
+    a hub data set, whose every row is then asked. limit: only the first so many rows. out: also
+    write the figures and every sample there, as JSON.
+    """
+
+    checkpoint: tyro.conf.Positional[str]
+    suite: str | None = None
+    k: int = 16
+    limit: int | None = None
+    out: str | None = None
+    seed: int = 0
+    max_new_tokens: int | None = None
+    question_column: str = "question"
+    answer_column: str = "answer"
+    chat: bool = False
+    suffix: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+def evaluate(options: Evaluate) -> dict[str, float]:
+    """Prints and returns the figures."""
+    if options.k < 1 or (options.limit is not None and options.limit < 1):
+        raise UserError(f"k={options.k} and limit={options.limit} must be at least 1.")
+    check_sampling(options.sampling)
+    mesh = sharding.make_mesh(options.mesh)
+    folder, step = checkpoint.find_policy(options.checkpoint)
+    policy = checkpoint.load_policy(step, mesh)
+    limit = options.max_new_tokens
+    if options.suite is None:
+        if not (folder / run_dir.CONFIG).exists():
+            raise UserError(f"{folder} is not a run, so it has no held-out rows. Give a --suite.")
+        stored = run_dir.read_config(folder)["config"]
+        task = load_task(task_config(stored["task"]), policy.tokenizer, stored["seed"])
+        rows, limit = task.held_out, limit or stored["trainer"]["max_new_tokens"]
+    else:
+        data = DataConfig(
+            path=options.suite,
+            held_out_fraction=0.0,
+            question_column=options.question_column,
+            answer_column=options.answer_column,
+            chat=options.chat,
+            suffix=options.suffix,
+        )
+        task = load_task(data, policy.tokenizer, options.seed)
+        rows = task.train
+    rows = list(rows[: options.limit])
+    with Equivalence(task.answer.equivalence) as equivalence:
+        scores = score(
+            policy.params,
+            policy.model,
+            task,
+            rows,
+            equivalence,
+            k=options.k,
+            key=jax.random.key(options.seed),
+            sampling=options.sampling,
+            max_new_tokens=limit or 1024,
+            mesh=mesh,
+            rollout=options.rollout,
+        )
+    correct = scores.grades.correct_RxG
+    figures = {
+        f"avg@{options.k}": scores.mean,
+        f"maj@{options.k}": scores.majority,
+        f"pass@{options.k}": float(correct.any(axis=1).mean()),
+        "greedy": scores.greedy,
+    }
+    print(f"{step}: {len(rows)} problems, {options.k} samples each")
+    for name, value in figures.items():
+        print(f"{name:<10}{value:.3f}")
+    if options.out is not None:
+        samples = [
+            {
+                "row": row.id,
+                "prompt": row.prompt,
+                "gold": row.gold,
+                "texts": scores.texts[r],
+                "answers": scores.grades.tally.answers[r],
+                "correct": correct[r],
+            }
+            for r, row in enumerate(rows)
+        ]
+        out = epath.Path(options.out)
+        run_dir.write_json_atomic(out, {"figures": figures, "samples": samples})
+    return figures
+
+
+def task_config(stored: dict) -> ArithmeticConfig | DataConfig | GymConfig:
+    """A task's config as it was read back from config.json."""
+    if "numbers" in stored:
+        return ArithmeticConfig(**{**stored, "numbers": tuple(stored["numbers"])})
+    return DataConfig(**stored) if "path" in stored else GymConfig(**stored)

@@ -1,0 +1,204 @@
+"""Checkpoints with everything a run needs to go on, and the policies that others load from them.
+
+A policy folder (a run's arm, or a cached base) holds
+    policy/model.json, policy/tokenizer/      what the weights mean, and which tokens end a text
+    checkpoints/STEP/                         newest states: params, train (optimiser, step), progress
+    best/STEP/                                the state with the best held-out score, when scored
+Orbax writes each STEP under a temporary name and renames it once whole, so a kill at any instant
+leaves the older ones intact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+from orbax.checkpoint import v1 as ocp
+
+from models import decoder
+from models.config import ModelConfig, config_from_dict
+from models.params import shapes
+from selfevolve_jax import run_dir, sharding
+from selfevolve_jax.errors import DiskError, UserError
+from selfevolve_jax.state import TrainState
+
+LATEST, BEST, POLICY = "checkpoints", "best", "policy"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Weights on devices, with the sizes and the tokenizer that they belong to."""
+
+    params: decoder.Params
+    model: ModelConfig
+    tokenizer: Any
+    stop_tokens: tuple[int, ...]
+    step: int
+
+
+def open_checkpoints(folder: epath.PathLike, keep: int) -> ocp.training.Checkpointer:
+    """A checkpointer that keeps the newest `keep` steps. Half-written ones of a killed run go."""
+    return ocp.training.Checkpointer(
+        epath.Path(folder),
+        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+        cleanup_tmp_directories=True,
+    )
+
+
+def save_async(
+    checkpoints: ocp.training.Checkpointer, state: TrainState, step: int, progress: dict
+) -> None:
+    """Starts writing; device arrays are copied before this returns, so the next update may donate
+    them. Waits for a save under way, and raises its error here if it had one."""
+    with disk_errors(checkpoints.directory):
+        checkpoints.wait()
+        checkpoints.save_checkpointables_async(
+            step,
+            {
+                "params": state.params,
+                "train": {"step": state.step, "opt_state": state.opt_state},
+                "progress": progress,
+            },
+            overwrite=True,
+        )
+
+
+def finish(checkpoints: ocp.training.Checkpointer) -> None:
+    """Waits until everything is on disk."""
+    with disk_errors(checkpoints.directory):
+        checkpoints.wait()
+
+
+def restore(
+    checkpoints: ocp.training.Checkpointer, abstract: TrainState
+) -> tuple[TrainState, dict[str, Any]] | None:
+    """The newest finished state and its progress, on the mesh of `abstract`; None if there is none."""
+    if checkpoints.latest is None:
+        return None
+    step = checkpoints.latest.step
+    _check_shapes(checkpoints.directory / str(step), "params", abstract.params)
+    stored = checkpoints.load_checkpointables(
+        step,
+        {
+            "params": abstract.params,
+            "train": {"step": abstract.step, "opt_state": abstract.opt_state},
+            "progress": None,
+        },
+    )
+    train = stored["train"]
+    return TrainState(train["step"], stored["params"], train["opt_state"]), stored["progress"]
+
+
+def save_policy_files(
+    folder: epath.PathLike, model: ModelConfig, tokenizer: Any, stop_tokens: tuple[int, ...]
+) -> None:
+    """policy/model.json and policy/tokenizer/, beside the checkpoints that will hold the weights."""
+    policy = epath.Path(folder) / POLICY
+    with run_dir.disk_errors(policy):
+        policy.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(str(policy / "tokenizer"))
+    record = {"model": model.to_dict(), "stop_tokens": stop_tokens}
+    run_dir.write_json_atomic(policy / "model.json", record)
+
+
+def find_policy(path: epath.PathLike) -> tuple[epath.Path, epath.Path]:
+    """(policy folder, checkpoint step folder) for a path to either. A policy folder means its newest
+    checkpoint; give FOLDER/best/STEP, or FOLDER/best, for the best. UserError if there is none."""
+    path = epath.Path(path)
+    if not path.exists():
+        raise UserError(f"checkpoint {path} does not exist.")
+    for folder in (path, path.parent, path.parent.parent):
+        if (folder / POLICY / "model.json").exists():
+            break
+    else:
+        arms = [str(p) for p in (path / "arms").iterdir()] if (path / "arms").exists() else []
+        hint = f" Its arms are: {', '.join(sorted(arms))}." if arms else ""
+        raise UserError(f"{path} holds no {POLICY}/model.json, so it is no checkpoint.{hint}")
+    if path.name.isdigit():
+        return folder, path
+    steps = path if path.name in (LATEST, BEST) else folder / LATEST
+    done = [int(p.name) for p in steps.iterdir() if p.name.isdigit()] if steps.exists() else []
+    if not done:
+        raise UserError(f"{steps} holds no finished checkpoint yet.")
+    return folder, steps / str(max(done))
+
+
+def read_model(path: epath.PathLike) -> tuple[ModelConfig, tuple[int, ...]]:
+    """A policy's sizes and stop tokens, without its weights."""
+    record = json.loads((find_policy(path)[0] / POLICY / "model.json").read_text())
+    return config_from_dict(record["model"]), tuple(record["stop_tokens"])
+
+
+def load_policy(path: epath.PathLike, mesh: Mesh) -> Policy:
+    """Weights alone, without the optimiser, straight to their shards on `mesh`."""
+    from transformers import AutoTokenizer
+
+    folder, step = find_policy(path)
+    model, stop_tokens = read_model(step)
+    specs = decoder.abstract_params(model)
+    abstract = jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        shapes(specs),
+        sharding.tree_shardings(specs, mesh),
+    )
+    _check_shapes(step, "params", abstract)
+    params = ocp.load_checkpointables(step, {"params": abstract})["params"]
+    tokenizer = AutoTokenizer.from_pretrained(str(folder / POLICY / "tokenizer"))
+    return Policy(params, model, tokenizer, stop_tokens, int(step.name))
+
+
+def _check_shapes(step: epath.Path, name: str, abstract: Any) -> None:
+    """UserError naming the first array whose stored shape is not the expected one."""
+    try:
+        stored = ocp.checkpointables_metadata(step).metadata[name]
+    except Exception as error:  # Orbax has a type of its own for each way a folder can be damaged
+        raise UserError(f"checkpoint {step} cannot be read: {_first_line(error)}") from error
+
+    def by_path(tree: Any) -> dict[str, tuple[int, ...]]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {_dotted(path): tuple(leaf.shape) for path, leaf in leaves}
+
+    have, want = by_path(stored), by_path(abstract)
+    for key in sorted(have.keys() | want.keys()):
+        if have.get(key) != want.get(key):
+            raise UserError(
+                f"checkpoint {step} is of another shape: {name}.{key} is {have.get(key, 'absent')} "
+                f"there and {want.get(key, 'absent')} in this model. Use the model options that it "
+                "was trained with."
+            )
+
+
+def _dotted(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
+@contextlib.contextmanager
+def disk_errors(folder: epath.PathLike) -> Iterator[None]:
+    """A save that the disk refused becomes a DiskError. Orbax and TensorStore wrap the system's
+    errors in types of their own, so the text is all there is to go by."""
+    try:
+        yield
+    except (DiskError, UserError):
+        raise
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}"
+        reasons = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG]
+        reason = next((os.strerror(r) for r in reasons if os.strerror(r) in said), None)
+        if reason is None and "RESOURCE_EXHAUSTED" not in said:
+            raise
+        raise DiskError(
+            f"saving a checkpoint to {folder} failed: {reason or _first_line(error)}. Older "
+            "checkpoints there are intact; free some space and continue with --resume."
+        ) from error

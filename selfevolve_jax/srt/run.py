@@ -1,0 +1,112 @@
+"""SRT: a policy trains on its own majority vote, beside arms that tell what the vote was worth.
+
+For each arm, the loop of `trainer.train`: sample G answers to every prompt, let them vote, reward
+agreement with the winner, take a policy-gradient step. The arms share the base policy, the prompts,
+their order and the random numbers; only the judge differs.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+import jax
+from etils import epath
+
+from selfevolve_jax import checkpoint, run_dir, sharding, trainer
+from selfevolve_jax.report.html import write_report
+from selfevolve_jax.srt.base import get_base
+from selfevolve_jax.srt.recipe import ARMS, BaseConfig, SRTRecipe
+from selfevolve_jax.tasks import arithmetic, dataset, gym
+from selfevolve_jax.tasks.base import Task
+
+# What --resume may change: neither alters what the run has done so far.
+MAY_CHANGE = frozenset(
+    ("arms", "trainer.eval_every", "trainer.save_every", "trainer.keep", "trainer.rollout")
+)
+
+
+def run(
+    recipe: SRTRecipe,
+    folder: epath.PathLike,
+    *,
+    resume: bool = False,
+    tracker: Literal["wandb", "trackio"] | None = None,
+) -> dict:
+    """Trains every arm of the recipe; returns the summary that it also writes and prints."""
+    began, main = time.monotonic(), jax.process_index() == 0
+    mesh = sharding.make_mesh(recipe.mesh)
+    trainer.check_batch(recipe.trainer, mesh)  # before any folder is made or weight loaded
+    config = run_dir.jsonable(recipe)
+    folder = epath.Path(folder)
+    run_dir.check(folder, config, resume, MAY_CHANGE)
+    task, policy = load(recipe, mesh, say=_say if main else lambda text: None)
+    if main:
+        run_dir.create(folder, config, resume, MAY_CHANGE)
+
+    earlier = run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {"arms": {}}
+    summary = {"arms": dict(earlier["arms"]), "seconds": earlier.get("seconds", 0.0)}
+    for arm in recipe.arms:
+        arm_dir = folder / "arms" / arm
+        if main:
+            again = (arm_dir / run_dir.CONFIG).exists()
+            run_dir.create(arm_dir, {**config, "arms": [arm]}, again, MAY_CHANGE)
+        result = trainer.train(
+            policy.params,
+            policy.model,
+            task,
+            ARMS[arm],
+            recipe.trainer,
+            seed=recipe.seed,
+            mesh=mesh,
+            folder=arm_dir,
+            title=arm,
+            tracker=tracker,
+        )
+        summary["arms"][arm] = {
+            "before": result.before,
+            "after": result.after,
+            "best": result.best,
+        }
+    summary["seconds"] += time.monotonic() - began
+    if main:
+        run_dir.write_summary(folder, summary)
+        report = write_report([folder], folder / run_dir.REPORT)
+        _say(headline(summary))
+        _say(f"{summary['seconds']:.0f} s. Report: {report}")
+    return summary
+
+
+def load(recipe: SRTRecipe, mesh, say) -> tuple[Task, checkpoint.Policy]:
+    """The task and the policy to start from. For tasks of text, the policy's own tokenizer reads it."""
+    if isinstance(recipe.policy, BaseConfig):
+        task = arithmetic.load_task(recipe.task, recipe.seed)  # type: ignore[arg-type]
+        return task, get_base(recipe.policy, task, recipe.seed, mesh, say)
+    policy = checkpoint.load_policy(recipe.policy.path, mesh)
+    return load_task(recipe.task, policy.tokenizer, recipe.seed), policy
+
+
+def load_task(config, tokenizer, seed: int) -> Task:
+    """Any of the three kinds of task, by the type of its config."""
+    if isinstance(config, arithmetic.ArithmeticConfig):
+        return arithmetic.load_task(config, seed)
+    if isinstance(config, gym.GymConfig):
+        return gym.load_task(config, tokenizer, seed)
+    return dataset.load_task(config, tokenizer)
+
+
+def headline(summary: dict) -> str:
+    """The figures that the terminal prints last: before and after, arm by arm."""
+    lines = [f"{'held-out accuracy':<20}{'mean':>17}{'majority':>17}{'greedy':>17}"]
+    for arm, figures in summary["arms"].items():
+        before, after = figures["before"], figures["after"]
+        cells = [
+            f"{before[m]:.3f} → {after[m]:.3f}" if m in before and m in after else "no gold"
+            for m in ("mean", "majority", "greedy")
+        ]
+        lines.append(f"{arm:<20}" + "".join(f"{cell:>17}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

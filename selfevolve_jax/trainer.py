@@ -1,0 +1,467 @@
+"""The loop: sample, judge, update, and keep or stop. Host code that reads from top to bottom.
+
+What a resumed run needs is in its checkpoint: parameters, optimiser, step, data position, best
+score so far. Random numbers need no state, as every key is folded from (seed, purpose, step, …). So a
+run that was killed at any instant and resumed ends bit for bit where an undisturbed one ends.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from models import decoder
+from models.config import ModelConfig
+from selfevolve_jax import checkpoint, compiles, evaluate, sharding
+from selfevolve_jax import run_dir as files
+from selfevolve_jax.errors import UserError
+from selfevolve_jax.grpo.batch import build_batch
+from selfevolve_jax.grpo.config import GRPOConfig
+from selfevolve_jax.grpo.update import score as trainer_logprobs
+from selfevolve_jax.grpo.update import update_step
+from selfevolve_jax.judges.base import Verdict
+from selfevolve_jax.judges.equivalence import Equivalence
+from selfevolve_jax.judges.ground_truth import label_accuracy, sample_accuracy
+from selfevolve_jax.judges.registry import make_judge
+from selfevolve_jax.metrics import MetricLog, Terminal
+from selfevolve_jax.optimizer import (
+    OptimizerConfig,
+    decay_mask,
+    learning_rate,
+    make_optimizer,
+)
+from selfevolve_jax.rollout.engine import RolloutConfig, Samples, generate
+from selfevolve_jax.rollout.sampling import Sampling, check_sampling
+from selfevolve_jax.state import abstract_state, init_state
+from selfevolve_jax.tasks.base import Row, Task, batch_at
+
+# Purposes of random keys; each is folded into the seed before anything else.
+ROLLOUT, HELD_OUT = 1, 2
+
+
+class Interrupted(UserError):
+    """SIGTERM or Ctrl-C: the state was saved. Code 143, what a shell reports of a terminated child."""
+
+    exit_code = 143
+
+
+class TrainingFailed(UserError):
+    """The numbers broke; the last good checkpoint is kept."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """Defaults are SRT's published settings.
+
+    samples_per_prompt: G, all of which vote. trained_per_prompt: how many of them are trained on,
+    None for all. A batch is prompts_per_step × samples_per_prompt samples.
+    vote_threshold: rows with a smaller majority fraction leave the loss.
+    eval_every, save_every: in steps; both also happen at the end, and evaluation at the start.
+    pack: several sequences in a row of training tokens, to spend less on padding.
+    """
+
+    steps: int = 1000
+    prompts_per_step: int = 16
+    samples_per_prompt: int = 32
+    trained_per_prompt: int | None = None
+    max_new_tokens: int = 3072
+    vote_threshold: float = 0.0
+    eval_every: int = 50
+    eval_samples: int = 32
+    save_every: int = 50
+    keep: int = 2
+    pack: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    grpo: GRPOConfig = field(default_factory=GRPOConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def __post_init__(self) -> None:
+        for name in (
+            *("steps", "prompts_per_step", "samples_per_prompt", "max_new_tokens"),
+            *("eval_every", "eval_samples", "save_every", "keep"),
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1.")
+        if not 1 <= (self.trained_per_prompt or 1) <= self.samples_per_prompt:
+            raise UserError(
+                f"trainer.trained_per_prompt={self.trained_per_prompt} must be between 1 and "
+                f"trainer.samples_per_prompt={self.samples_per_prompt}."
+            )
+        if not 0 <= self.vote_threshold <= 1:
+            raise UserError(f"trainer.vote_threshold={self.vote_threshold} must be in [0, 1].")
+        check_sampling(self.sampling)
+        if self.sampling.temperature == 0:
+            raise UserError(
+                "trainer.sampling.temperature=0: greedy samples of a prompt are all alike, so there "
+                "is nothing to vote on. Use 1.0."
+            )
+
+
+@dataclass(frozen=True)
+class Result:
+    """Held-out figures by name; empty where the held-out rows have no gold. best: the step with the
+    best held-out mean, {"step", "mean"}; its state is kept under best/."""
+
+    before: dict[str, float]
+    after: dict[str, float]
+    best: dict[str, float] | None
+    params: decoder.Params
+
+
+def check_batch(config: TrainerConfig, mesh: Mesh) -> None:
+    """UserError if the batch does not divide into its pieces; before any weight is loaded."""
+    batch = config.prompts_per_step * config.samples_per_prompt
+    ways, grpo = sharding.batch_ways(mesh), config.grpo
+    if batch % (ways * grpo.accumulate * grpo.minibatches):
+        raise UserError(
+            f"trainer.prompts_per_step={config.prompts_per_step} × trainer.samples_per_prompt="
+            f"{config.samples_per_prompt} = {batch} samples do not divide over {ways} batch shards "
+            f"(mesh.data × mesh.fsdp) × trainer.grpo.accumulate={grpo.accumulate} × "
+            f"trainer.grpo.minibatches={grpo.minibatches} = "
+            f"{ways * grpo.accumulate * grpo.minibatches}. Make the batch a multiple of that."
+        )
+
+
+def train(
+    params: decoder.Params,
+    model: ModelConfig,
+    task: Task,
+    judge_name: str,
+    config: TrainerConfig,
+    *,
+    seed: int,
+    mesh: Mesh,
+    folder: epath.Path,
+    title: str,
+    tracker: Literal["wandb", "trackio"] | None = None,
+) -> Result:
+    """Trains one policy on one judge's rewards, in the run directory `folder`.
+
+    Goes on from the newest checkpoint in `folder` if there is one. The judge sees no gold unless it
+    is the ground-truth judge; what gold there is serves the log and the held-out figures.
+    Raises Interrupted after SIGTERM (state saved), TrainingFailed on non-finite numbers.
+    """
+    check_batch(config, mesh)
+    constrain, main = sharding.constrainer(mesh), jax.process_index() == 0
+    grpo, sampling = config.grpo, config.sampling
+    tx = make_optimizer(
+        config.optimizer,
+        config.steps * grpo.minibatches,
+        decay_mask(decoder.abstract_params(model)),
+    )
+    rate = learning_rate(config.optimizer, config.steps * grpo.minibatches)
+    reference = params if grpo.kl_coef > 0 else None
+    scored_first = grpo.minibatches > 1 or (grpo.kl_coef > 0 and grpo.kl_in == "reward")
+    pieces = sharding.batch_ways(mesh) * grpo.accumulate * grpo.minibatches
+    rows_per_batch = 0 if config.pack else config.prompts_per_step * config.samples_per_prompt
+    can_score = bool(task.held_out) and all(row.gold for row in task.held_out)
+    gold_known = all(row.gold for row in task.train)
+    temperature = np.float32(sampling.temperature)
+
+    with ExitStack() as stack:
+        equivalence = stack.enter_context(Equivalence(task.answer.equivalence))
+        judge, needs_gold = make_judge(
+            judge_name,
+            task.answer,
+            equivalence,
+            seed=seed,
+            threshold=config.vote_threshold,
+            trained=config.trained_per_prompt,
+        )
+        if main:
+            checkpoint.save_policy_files(folder, model, task.tokenizer, task.stop_tokens)
+        newest = checkpoint.open_checkpoints(folder / checkpoint.LATEST, config.keep)
+        stack.callback(newest.close)
+        best = checkpoint.open_checkpoints(folder / checkpoint.BEST, 1)
+        stack.callback(best.close)
+        restored = checkpoint.restore(newest, abstract_state(model, tx, mesh))
+        if restored is None:
+            state, resume_step = init_state(params, model, tx, mesh), None
+            progress: dict[str, Any] = {
+                "position": 0,
+                "before": {},
+                "scores": {},
+                "best": None,
+                "tracker_id": None,
+            }
+        else:
+            state, progress = restored
+            resume_step = int(state.step)
+        log = MetricLog(
+            folder,
+            resume_step=resume_step,
+            enabled=main,
+            tracker=tracker,
+            tracker_id=progress["tracker_id"],
+        )
+        stack.callback(log.close)
+        progress["tracker_id"] = log.tracker_id
+        terminal = stack.enter_context(Terminal(config.steps, title, main))
+        stop = stack.enter_context(_stop_signals())
+        compiled = stack.enter_context(compiles.count())
+        if resume_step is not None:
+            terminal.message(f"{title}: goes on from the checkpoint of step {resume_step}")
+
+        def held_out(step: int) -> dict[str, float]:
+            if not can_score:
+                return {}
+            return evaluate.score(
+                state.params,
+                model,
+                task,
+                task.held_out,
+                equivalence,
+                k=config.eval_samples,
+                key=_key(seed, HELD_OUT, step),
+                sampling=sampling,
+                max_new_tokens=config.max_new_tokens,
+                mesh=mesh,
+                rollout=config.rollout,
+            ).metrics()
+
+        if resume_step is None:
+            progress["before"] = progress["scores"] = held_out(0)
+            log.log(0, {f"eval/{k}": v for k, v in progress["before"].items()})
+
+        pending: tuple[int, dict[str, Any]] | None = None
+
+        def settle(extra: dict[str, float] | None = None) -> None:
+            """Logs the step before this one: by now its numbers are there and nothing waits."""
+            nonlocal pending
+            if pending is None:
+                return
+            step, metrics = pending
+            pending = None
+            metrics = sharding.to_host(metrics) | (extra or {})
+            _stop_if_broken(step, metrics, folder)
+            log.log(step, metrics)
+            terminal.step(step, metrics)
+
+        for step in range(int(state.step) + 1, config.steps + 1):
+            clock = _Clock()
+            jax.block_until_ready(state.step)  # the rollout needs it anyway; so the split is true
+            clock.lap("update_wait")
+            rows = batch_at(task.train, seed, progress["position"], config.prompts_per_step)
+            samples = generate(
+                state.params,
+                [row.prompt_tokens for row in rows],
+                [row.id for row in rows],
+                config.samples_per_prompt,
+                _key(seed, ROLLOUT, step),
+                sampling,
+                max_new_tokens=config.max_new_tokens,
+                stop_tokens=task.stop_tokens,
+                cfg=model,
+                mesh=mesh,
+                config=config.rollout,
+            )
+            clock.lap("rollout")
+            texts = evaluate.decode(task.tokenizer, samples)
+            verdict = judge([r if needs_gold else r.hide_gold() for r in rows], texts, step)
+            clock.lap("judge")
+            batch = build_batch(
+                [row.prompt_tokens for row in rows],
+                samples,
+                row_multiple=pieces,
+                pack=config.pack,
+                rows=rows_per_batch,
+            )
+            batch = sharding.put_batch(batch, mesh)
+            scores = (temperature, model, grpo, constrain)
+            if scored_first:
+                batch = replace(batch, old_logprobs_BxT=trainer_logprobs(state.params, batch, *scores))
+            if reference is not None:
+                batch = replace(batch, ref_logprobs_BxT=trainer_logprobs(reference, batch, *scores))
+            state, device_metrics = update_step(
+                state,
+                batch,
+                *sharding.put_replicated((verdict.rewards_RxG, verdict.trained_RxG), mesh),
+                temperature,
+                model,
+                grpo,
+                tx,
+                config.max_new_tokens,
+                constrain,
+            )
+            clock.lap("update_dispatch")
+            progress["position"] += len(rows)
+            settle()
+            host_metrics = _sample_metrics(rows, texts, samples, verdict, equivalence, gold_known)
+            if main:
+                files.write_samples(folder, step, _sample_records(step, rows, texts, samples, verdict))
+            clock.lap("log")
+            host_metrics |= clock.metrics(int(samples.lengths_RxG.sum()))
+            host_metrics["train/learning_rate"] = float(rate((step - 1) * grpo.minibatches))
+            host_metrics["compile/count"] = compiled()
+            pending = step, device_metrics | host_metrics
+
+            last, stopping = step == config.steps, stop()
+            if last or step % config.eval_every == 0:
+                progress["scores"] = held_out(step)
+                settle({f"eval/{k}": v for k, v in progress["scores"].items()})
+                mean = progress["scores"].get("mean")
+                if mean is not None and (not progress["best"] or mean > progress["best"]["mean"]):
+                    progress["best"] = {"step": step, "mean": mean}
+                    checkpoint.save_async(best, state, step, progress)
+                terminal.samples(_shown(rows, texts, verdict))
+            if last or stopping or step % config.save_every == 0:
+                settle()
+                log.flush()
+                checkpoint.finish(best)
+                checkpoint.save_async(newest, state, step, progress)
+            if stopping and not last:
+                checkpoint.finish(newest)
+                raise Interrupted(
+                    f"{title}: stopped by a signal after step {step}; everything is saved in "
+                    f"{folder}. Continue with --resume."
+                )
+        checkpoint.finish(best)
+        checkpoint.finish(newest)
+    return Result(progress["before"], progress["scores"], progress["best"], state.params)
+
+
+def _key(seed: int, purpose: int, step: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
+
+
+class _Clock:
+    """Seconds of each part of a step, by name. `update_wait` is what was left of the step before's
+    update when this step began, so the parts of a long run add up to its time."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.parts: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.parts[f"time/{name}_s"], self.last = now - self.last, now
+
+    def metrics(self, sampled_tokens: int) -> dict[str, float]:
+        total = self.last - self.start
+        return self.parts | {
+            "time/step": total,
+            "throughput/tokens_per_s": sampled_tokens / total,
+        }
+
+
+def _sample_metrics(
+    rows: Sequence[Row],
+    texts: list[list[str]],
+    samples: Samples,
+    verdict: Verdict,
+    equivalence: Equivalence,
+    gold_known: bool,
+) -> dict[str, float]:
+    """What the host knows of a step: rewards, votes, lengths and, where gold exists, the truth."""
+    metrics = {
+        "reward/mean": _mean(verdict.rewards_RxG[verdict.trained_RxG]),
+        "judge/majority_fraction": _mean(verdict.majority_fraction_R),
+        "judge/vote_entropy": _mean([_entropy(v.values()) for v in verdict.votes]),
+        "judge/parsed": _mean([[a is not None for a in group] for group in verdict.answers]),
+        "judge/timeouts": float(verdict.timeouts),
+        "judge/trained_fraction": _mean(verdict.trained_RxG),
+        "response/length_mean": _mean(samples.lengths_RxG),
+        "response/length_max": float(samples.lengths_RxG.max()),
+        "response/cut_off": _mean(~samples.stopped_RxG),
+    }
+    metrics |= {f"reward/{k}": _mean(v) for k, v in verdict.parts.items()}
+    if gold_known:
+        metrics["judge/label_accuracy"] = float(
+            np.nanmean(label_accuracy(rows, verdict, equivalence))
+        )
+        metrics["reward/gold"] = _mean(sample_accuracy(rows, verdict, equivalence))
+    return metrics
+
+
+def _entropy(counts: Any) -> float:
+    """Entropy in nats of the votes for parsed answers; 0 without any."""
+    p = np.asarray(list(counts), np.float64)
+    p = p / p.sum() if p.size else p
+    return float(-(p * np.log(p)).sum())
+
+
+def _mean(values: Any) -> float:
+    values = np.asarray(values, np.float64)
+    return float(values.mean()) if values.size else 0.0
+
+
+def _sample_records(step, rows, texts, samples: Samples, verdict: Verdict) -> list[dict[str, Any]]:
+    """Every rollout of a step with every named reward part, as the samples log keeps it."""
+    return [
+        {
+            "step": step,
+            "row": row.id,
+            "prompt": row.prompt,
+            "gold": row.gold,
+            "pseudo_label": verdict.pseudo_labels[r],
+            "majority_fraction": float(verdict.majority_fraction_R[r]),
+            "votes": dict(verdict.votes[r]),
+            "samples": [
+                {
+                    "text": text,
+                    "answer": verdict.answers[r][g],
+                    "reward": float(verdict.rewards_RxG[r, g]),
+                    "trained": bool(verdict.trained_RxG[r, g]),
+                    "parts": {k: float(v[r, g]) for k, v in verdict.parts.items()},
+                    "length": int(samples.lengths_RxG[r, g]),
+                    "stopped": bool(samples.stopped_RxG[r, g]),
+                }
+                for g, text in enumerate(texts[r])
+            ],
+        }
+        for r, row in enumerate(rows)
+    ]
+
+
+def _shown(rows, texts, verdict: Verdict) -> list[tuple[str, str, float]]:
+    return [
+        (row.prompt, texts[r][0], float(verdict.rewards_RxG[r, 0])) for r, row in enumerate(rows[:3])
+    ]
+
+
+def _stop_if_broken(step: int, metrics: dict[str, Any], folder: epath.Path) -> None:
+    """The update left the state alone where its gradient was not finite; the run ends here."""
+    if metrics["train/finite"] == 1:
+        return
+    names = ("train/loss", "kl/ref", "policy/entropy", "train/grad_norm")
+    broken = [n for n in names if n in metrics and not math.isfinite(float(metrics[n]))]
+    raise TrainingFailed(
+        f"step {step}: {' and '.join(broken) or 'the gradient'} became NaN or infinite. Nothing was "
+        f"trained on it, and the last good checkpoint is kept in {folder}. A lower "
+        "trainer.optimizer.learning_rate, or float32 as model.dtype, usually helps."
+    )
+
+
+@contextmanager
+def _stop_signals():
+    """Yields a function that tells whether SIGTERM or SIGINT came. A second Ctrl-C ends at once."""
+    came = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield came.is_set
+        return
+
+    def note(number, frame):
+        if came.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        came.set()
+
+    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came.is_set
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
