@@ -15,6 +15,7 @@ def _small_trainer(steps: int, learning_rate: float, **options) -> TrainerConfig
         prompts_per_step=32,
         samples_per_prompt=16,
         eval_samples=16,
+        shared_prompt=16,
         optimizer=OptimizerConfig(learning_rate=learning_rate, weight_decay=0.0, clip_norm=None),
         rollout=RolloutConfig(slots=1024, chunk=16),
         **options,

@@ -196,20 +196,25 @@ def forward(
     params: Params,
     tokens_BxT: jax.Array,
     positions_BxT: jax.Array,
-    sequence_ids_BxT: jax.Array,
+    segment_ids_BxT: jax.Array,
+    branch_ids_BxT: jax.Array,
     cfg: ModelConfig,
     constrain: Constrain = unconstrained,
 ) -> jax.Array:
     """Hidden states [B, T, D] of whole sequences.
 
-    sequence_ids: which sequence each token belongs to, −1 for padding. A token attends to earlier
-    tokens of its own sequence only, so several sequences may share a row (packing); positions
-    restart with each. What stands at padding never changes what a real token gives.
+    segment_ids: which text each token belongs to, −1 for padding; several texts may share a row
+    (packing), and positions restart with each. branch_ids: within a segment 0 is the trunk, and
+    other numbers are continuations of it that do not see each other, so that many samples share one
+    copy of their prompt. A token attends to what comes earlier in its segment and is of its own
+    branch or of the trunk. What stands at padding never changes what a real token gives.
     """
     T = tokens_BxT.shape[1]
     angles = rope.angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
-    same = sequence_ids_BxT[:, :, None] == sequence_ids_BxT[:, None, :]
-    mask_Bx1xTxT = (same & jnp.tril(jnp.ones((T, T), bool)))[:, None]
+    same_BxTxT = segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]
+    seen_BxTxT = branch_ids_BxT[:, :, None] == branch_ids_BxT[:, None, :]
+    seen_BxTxT |= (branch_ids_BxT == 0)[:, None, :]
+    mask_Bx1xTxT = (same_BxTxT & seen_BxTxT & jnp.tril(jnp.ones((T, T), bool)))[:, None]
 
     def attend(q, k, v):
         return jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xTxT)

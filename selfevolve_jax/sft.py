@@ -23,16 +23,16 @@ from selfevolve_jax.state import TrainState
 def supervised_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> Batch:
     """One pair a row, [B, length]; the loss is on the responses."""
     B = len(pairs)
-    tokens, positions = np.zeros((2, B, length), np.int32)
-    ids = np.full((B, length), -1, np.int32)
-    response = np.zeros((B, length), bool)
+    tokens, positions, branch = np.zeros((3, B, length), np.int32)
+    segment, sequence = np.full((2, B, length), -1, np.int32)
     for b, (prompt, answer) in enumerate(pairs):
         end = len(prompt) + len(answer)
         tokens[b, :end] = [*prompt, *answer]
         positions[b, :end] = np.arange(end)
-        ids[b, :end] = b
-        response[b, len(prompt) : end] = True
-    return Batch(tokens, positions, ids, response, np.zeros((B, length), np.float32))
+        segment[b, :end] = b
+        sequence[b, len(prompt) : end] = b
+    source = np.broadcast_to(np.maximum(np.arange(length, dtype=np.int32) - 1, 0), tokens.shape)
+    return Batch(tokens, positions, segment, branch, sequence, source, np.zeros(tokens.shape, "f4"))
 
 
 @partial(
@@ -51,12 +51,13 @@ def supervised_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser step on the mean negative log-likelihood of the batch's response tokens, nats."""
     n = batch.tokens_BxT.shape[0]
-    weight = token_weights("token_mean", batch.response_BxT, batch.sequence_ids_BxT, n, 1)
+    ids = batch.sequence_ids_BxT
+    weight = token_weights("token_mean", ids >= 0, ids, n, 1)
 
     def loss(params, piece):
         batch, weight = piece
         logp, _ = token_logprobs(params, batch, jnp.float32(1.0), cfg, chunk, constrain)
-        total = -jnp.where(batch.response_BxT, weight * logp, 0.0).sum()
+        total = -(weight * logp).sum()
         return total, {"train/loss": total}
 
     grads, metrics = summed_gradient(loss, state.params, (batch, weight), accumulate)

@@ -70,7 +70,8 @@ class TrainerConfig:
     None for all. A batch is prompts_per_step × samples_per_prompt samples.
     vote_threshold: rows with a smaller majority fraction leave the loss.
     eval_every, save_every: in steps; both also happen at the end, and evaluation at the start.
-    pack: several sequences in a row of training tokens, to spend less on padding.
+    shared_prompt: how many samples of a prompt share one copy of it in the update; pack: several
+    prompts in a row of training tokens. Both change the time a step takes, and not its numbers.
     """
 
     steps: int = 1000
@@ -83,6 +84,7 @@ class TrainerConfig:
     eval_samples: int = 32
     save_every: int = 50
     keep: int = 2
+    shared_prompt: int = 1
     pack: bool = False
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -92,7 +94,7 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         for name in (
             *("steps", "prompts_per_step", "samples_per_prompt", "max_new_tokens"),
-            *("eval_every", "eval_samples", "save_every", "keep"),
+            *("eval_every", "eval_samples", "save_every", "keep", "shared_prompt"),
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1.")
@@ -103,6 +105,11 @@ class TrainerConfig:
             )
         if not 0 <= self.vote_threshold <= 1:
             raise UserError(f"trainer.vote_threshold={self.vote_threshold} must be in [0, 1].")
+        if self.samples_per_prompt % self.shared_prompt:
+            raise UserError(
+                f"trainer.shared_prompt={self.shared_prompt} does not divide "
+                f"trainer.samples_per_prompt={self.samples_per_prompt}."
+            )
         check_sampling(self.sampling)
         if self.sampling.temperature == 0:
             raise UserError(
@@ -124,15 +131,16 @@ class Result:
 
 def check_batch(config: TrainerConfig, mesh: Mesh) -> None:
     """UserError if the batch does not divide into its pieces; before any weight is loaded."""
-    batch = config.prompts_per_step * config.samples_per_prompt
+    rows = config.prompts_per_step * config.samples_per_prompt // config.shared_prompt
     ways, grpo = sharding.batch_ways(mesh), config.grpo
-    if batch % (ways * grpo.accumulate * grpo.minibatches):
+    pieces = ways * grpo.accumulate * grpo.minibatches
+    if rows % pieces:
         raise UserError(
             f"trainer.prompts_per_step={config.prompts_per_step} × trainer.samples_per_prompt="
-            f"{config.samples_per_prompt} = {batch} samples do not divide over {ways} batch shards "
-            f"(mesh.data × mesh.fsdp) × trainer.grpo.accumulate={grpo.accumulate} × "
-            f"trainer.grpo.minibatches={grpo.minibatches} = "
-            f"{ways * grpo.accumulate * grpo.minibatches}. Make the batch a multiple of that."
+            f"{config.samples_per_prompt} / trainer.shared_prompt={config.shared_prompt} = {rows} "
+            f"rows do not divide over {ways} batch shards (mesh.data × mesh.fsdp) × "
+            f"trainer.grpo.accumulate={grpo.accumulate} × trainer.grpo.minibatches="
+            f"{grpo.minibatches} = {pieces}. Make the rows a multiple of {pieces}."
         )
 
 
@@ -167,7 +175,6 @@ def train(
     reference = params if grpo.kl_coef > 0 else None
     scored_first = grpo.minibatches > 1 or (grpo.kl_coef > 0 and grpo.kl_in == "reward")
     pieces = sharding.batch_ways(mesh) * grpo.accumulate * grpo.minibatches
-    rows_per_batch = 0 if config.pack else config.prompts_per_step * config.samples_per_prompt
     can_score = bool(task.held_out) and all(row.gold for row in task.held_out)
     gold_known = all(row.gold for row in task.train)
     temperature = np.float32(sampling.temperature)
@@ -277,8 +284,8 @@ def train(
                 [row.prompt_tokens for row in rows],
                 samples,
                 row_multiple=pieces,
+                samples_per_segment=config.shared_prompt,
                 pack=config.pack,
-                rows=rows_per_batch,
             )
             batch = sharding.put_batch(batch, mesh)
             scores = (temperature, model, grpo, constrain)

@@ -1,4 +1,4 @@
-"""Samples laid out for the trainer: rows of tokens in which each token knows its sequence."""
+"""Samples laid out for the trainer: rows of tokens in which each token knows where it belongs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,22 @@ from selfevolve_jax.rollout.engine import Samples, bucket
 class Batch:
     """B rows of T tokens holding N = R·G sequences; sequence r·G + g is sample g of prompt r.
 
-    sequence_ids is −1 at padding, and packing is no more than two ids in a row. `response` marks the
-    tokens that were sampled: the only ones with a loss.
+    A segment is a prompt followed by one or more of its samples, which share it: each sample is a
+    branch (1, 2, …) that sees the trunk (0, the prompt) and itself. Packing is no more than several
+    segments in a row.
+
+    tokens, positions: int32; positions restart with each segment and each branch goes on from the
+      trunk. segment_ids: −1 at padding. branch_ids: int32.
+    sequence_ids: the sequence of a response token, −1 elsewhere: only these have a loss.
+    source: for a response token, the index in its row of the token that predicts it.
     """
 
-    tokens_BxT: Any  # int32
-    positions_BxT: Any  # int32, restart with each sequence
-    sequence_ids_BxT: Any  # int32
-    response_BxT: Any  # bool
+    tokens_BxT: Any
+    positions_BxT: Any
+    segment_ids_BxT: Any
+    branch_ids_BxT: Any
+    sequence_ids_BxT: Any
+    source_BxT: Any
     rollout_logprobs_BxT: Any  # float32, of each response token when it was drawn
     old_logprobs_BxT: Any = None  # float32, by the trainer before this batch's first update
     ref_logprobs_BxT: Any = None  # float32, by the reference policy
@@ -34,45 +42,58 @@ def build_batch(
     prompts: Sequence[Sequence[int]],
     samples: Samples,
     *,
-    row_multiple: int,
-    length: int | None = None,
+    row_multiple: int = 1,
+    samples_per_segment: int = 1,
     pack: bool = False,
-    rows: int | None = None,
+    length: int | None = None,
 ) -> Batch:
-    """Numpy arrays for every sample. One sequence a row, or, packed, as many as fit (first fit, the
+    """Numpy arrays for every sample: one segment a row, or, packed, as many as fit (first fit, the
     longest first).
 
+    samples_per_segment: samples that share one copy of their prompt; divides G. The numbers are the
+    same for any value: it trades padding and repeated prompts against longer rows.
     row_multiple: B is padded to a multiple of it (mesh ways × accumulation × minibatches).
-    length: T; by default the bucket that holds the longest sequence. rows: B at the least, so that a
-    packed batch keeps one shape from step to step.
+    length: T; by default the bucket that holds the longest segment.
     """
-    R, G, _ = samples.tokens_RxGxM.shape
-    prompt_len = np.repeat([len(p) for p in prompts], G)
-    total = prompt_len + samples.lengths_RxG.reshape(-1)
+    R, G, M = samples.tokens_RxGxM.shape
+    K = samples_per_segment
+    prompt_len = np.repeat([len(p) for p in prompts], G // K)
+    lengths_UxK = samples.lengths_RxG.reshape(-1, K)
+    total = prompt_len + lengths_UxK.sum(axis=1)
     T = length or bucket(int(total.max()))
-    places = _first_fit(total, T) if pack else [(n, 0) for n in range(R * G)]
-    B = max(max(row for row, _ in places) + 1, rows or 0)
-    B = -(-B // row_multiple) * row_multiple
+    places = _first_fit(total, T) if pack else [(u, 0) for u in range(len(total))]
+    B = max(row for row, _ in places) + 1
+    # Packed, B differs from step to step: a bucket of it keeps the number of shapes small.
+    B = -(-(bucket(B, 1) if pack else B) // row_multiple) * row_multiple
 
-    tokens, positions = np.zeros((2, B, T), np.int32)
-    sequence_ids = np.full((B, T), -1, np.int32)
-    response = np.zeros((B, T), bool)
+    tokens, positions, branch, source = np.zeros((4, B, T), np.int32)
+    segment, sequence = np.full((2, B, T), -1, np.int32)
     logprobs = np.zeros((B, T), np.float32)
-    for n, (row, start) in enumerate(places):
-        r, g = divmod(n, G)
-        middle, end = start + prompt_len[n], start + total[n]
-        size = end - middle
-        tokens[row, start:middle] = prompts[r]
-        tokens[row, middle:end] = samples.tokens_RxGxM[r, g, :size]
-        positions[row, start:end] = np.arange(total[n])
-        sequence_ids[row, start:end] = n
-        response[row, middle:end] = True
-        logprobs[row, middle:end] = samples.logprobs_RxGxM[r, g, :size]
-    return Batch(tokens, positions, sequence_ids, response, logprobs)
+    drawn, drawn_logprobs = (
+        a.reshape(-1, K, M) for a in (samples.tokens_RxGxM, samples.logprobs_RxGxM)
+    )
+    for u, (row, start) in enumerate(places):
+        n = prompt_len[u]
+        tokens[row, start : start + n] = prompts[u * K // G]
+        positions[row, start : start + n] = np.arange(n)
+        segment[row, start : start + total[u]] = u
+        at = start + n
+        for k in range(K):
+            size = lengths_UxK[u, k]
+            here = slice(at, at + size)
+            tokens[row, here] = drawn[u, k, :size]
+            positions[row, here] = n + np.arange(size)
+            branch[row, here] = k + 1
+            sequence[row, here] = u * K + k
+            source[row, here] = np.arange(at - 1, at + size - 1)
+            source[row, at : at + 1] = start + n - 1
+            logprobs[row, here] = drawn_logprobs[u, k, :size]
+            at += size
+    return Batch(tokens, positions, segment, branch, sequence, source, logprobs)
 
 
 def _first_fit(lengths: np.ndarray, width: int) -> list[tuple[int, int]]:
-    """(row, start) of each sequence: first-fit decreasing bin packing."""
+    """(row, start) of each segment: first-fit decreasing bin packing."""
     filled: list[int] = []
     places = [(0, 0)] * len(lengths)
     for n in np.argsort(-lengths, kind="stable"):

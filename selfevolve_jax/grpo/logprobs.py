@@ -27,8 +27,16 @@ def token_logprobs(
     """
     B, T = batch.tokens_BxT.shape
     hidden_BxTxD = decoder.forward(
-        params, batch.tokens_BxT, batch.positions_BxT, batch.sequence_ids_BxT, cfg, constrain
+        params,
+        batch.tokens_BxT,
+        batch.positions_BxT,
+        batch.segment_ids_BxT,
+        batch.branch_ids_BxT,
+        cfg,
+        constrain,
     )
+    # The first token of a sample is predicted by the last one of the prompt that it may share.
+    hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, batch.source_BxT[..., None], axis=1)
     scale = jnp.where(temperature > 0, temperature, 1.0)
     size = min(chunk, T)
     pieces = -(-T // size)
@@ -50,11 +58,10 @@ def token_logprobs(
         logprob = jnp.where(chosen, logits, 0.0).sum(-1) - norm
         return None, (logprob, norm - (probs * logits).sum(-1))
 
-    following_BxT = jnp.roll(batch.tokens_BxT, -1, axis=1)
-    _, scored = jax.lax.scan(score, None, (split(hidden_BxTxD), split(following_BxT)))
+    _, scored = jax.lax.scan(score, None, (split(hidden_BxTxD), split(batch.tokens_BxT)))
 
     def join(x: jax.Array) -> jax.Array:
         x = jnp.moveaxis(x, 0, 1).reshape(B, pieces * size)[:, :T]
-        return jnp.where(batch.response_BxT, jnp.roll(x, 1, axis=1), 0.0)
+        return jnp.where(batch.sequence_ids_BxT >= 0, x, 0.0)
 
     return join(scored[0]), join(scored[1])

@@ -110,7 +110,7 @@ def update_step(
     """
     n = rewards_RxG.size
     ids = batch.sequence_ids_BxT
-    mask_BxT = batch.response_BxT & spread(trained_RxG.reshape(-1), ids).astype(bool)
+    mask_BxT = spread(trained_RxG.reshape(-1), ids).astype(bool)
     advantage_BxT, reward_metrics = _advantages(
         batch, rewards_RxG, trained_RxG, grpo, max_new_tokens
     )
@@ -172,7 +172,7 @@ def _advantages(
     shape, ids = rewards_RxG.shape, batch.sequence_ids_BxT
     metrics: Metrics = {}
     if grpo.overlong_buffer:
-        lengths = sequence_sum(batch.response_BxT.astype(jnp.float32), ids, rewards_RxG.size)
+        lengths = sequence_sum(jnp.ones(ids.shape), ids, rewards_RxG.size)
         penalty = overlong_penalty(
             lengths, max_new_tokens, grpo.overlong_buffer, grpo.overlong_factor
         )
@@ -180,7 +180,7 @@ def _advantages(
         metrics["reward/overlong"] = penalty.mean()
     if grpo.kl_coef > 0 and grpo.kl_in == "reward":
         kl = ESTIMATORS[grpo.kl_estimator](batch.old_logprobs_BxT, batch.ref_logprobs_BxT)
-        kl_N = sequence_sum(jnp.where(batch.response_BxT, kl, 0.0), ids, rewards_RxG.size)
+        kl_N = sequence_sum(kl, ids, rewards_RxG.size)
         rewards_RxG = rewards_RxG - grpo.kl_coef * kl_N.reshape(shape)
         metrics["reward/kl_penalty"] = grpo.kl_coef * kl_N.mean()
     advantage_RxG = ADVANTAGES[grpo.advantage](rewards_RxG, trained_RxG)
