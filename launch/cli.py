@@ -143,7 +143,9 @@ def _doctor(arguments: list[str]) -> None:
     from launch.doctor import doctor
 
     if arguments in (["-h"], ["--help"]):
-        print("usage: selfevolve doctor\n\nWhat is installed, what is missing, and what it enables.")
+        print(
+            "usage: selfevolve doctor\n\nWhat is installed, what is missing, and what it enables."
+        )
         return
     if arguments:
         raise UserError(f"doctor takes no options, got {' '.join(arguments)}.")

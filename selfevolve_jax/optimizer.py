@@ -41,7 +41,9 @@ class OptimizerConfig:
                 f"optimizer.weight_decay={self.weight_decay} must not be negative."
             )
         if self.clip_norm is not None and self.clip_norm <= 0:
-            raise UserError(f"optimizer.clip_norm={self.clip_norm} must be above 0, or None for off.")
+            raise UserError(
+                f"optimizer.clip_norm={self.clip_norm} must be above 0, or None for off."
+            )
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

@@ -57,7 +57,9 @@ def shardings_of(abstract: Any) -> Any:
 def init_params(cfg: ModelConfig, key: jax.Array, mesh: Mesh) -> decoder.Params:
     """Fresh parameters, made on the devices that will hold them."""
     specs = decoder.abstract_params(cfg)
-    make = jax.jit(partial(params.initialise, specs), out_shardings=sharding.tree_shardings(specs, mesh))
+    make = jax.jit(
+        partial(params.initialise, specs), out_shardings=sharding.tree_shardings(specs, mesh)
+    )
     return make(key)
 
 
@@ -68,6 +70,8 @@ def init_state(
     abstract = abstract_state(cfg, tx, mesh)
 
     def start(weights):
-        return TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, weights), tx.init(weights))
+        return TrainState(
+            jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, weights), tx.init(weights)
+        )
 
     return jax.jit(start, out_shardings=shardings_of(abstract))(weights)

@@ -290,7 +290,9 @@ def train(
             batch = sharding.put_batch(batch, mesh)
             scores = (temperature, model, grpo, constrain)
             if scored_first:
-                batch = replace(batch, old_logprobs_BxT=trainer_logprobs(state.params, batch, *scores))
+                batch = replace(
+                    batch, old_logprobs_BxT=trainer_logprobs(state.params, batch, *scores)
+                )
             if reference is not None:
                 batch = replace(batch, ref_logprobs_BxT=trainer_logprobs(reference, batch, *scores))
             state, device_metrics = update_step(
@@ -309,7 +311,9 @@ def train(
             settle()
             host_metrics = _sample_metrics(rows, texts, samples, verdict, equivalence, gold_known)
             if main:
-                files.write_samples(folder, step, _sample_records(step, rows, texts, samples, verdict))
+                files.write_samples(
+                    folder, step, _sample_records(step, rows, texts, samples, verdict)
+                )
             clock.lap("log")
             host_metrics |= clock.metrics(int(samples.lengths_RxG.sum()))
             host_metrics["train/learning_rate"] = float(rate((step - 1) * grpo.minibatches))
@@ -436,7 +440,8 @@ def _sample_records(step, rows, texts, samples: Samples, verdict: Verdict) -> li
 
 def _shown(rows, texts, verdict: Verdict) -> list[tuple[str, str, float]]:
     return [
-        (row.prompt, texts[r][0], float(verdict.rewards_RxG[r, 0])) for r, row in enumerate(rows[:3])
+        (row.prompt, texts[r][0], float(verdict.rewards_RxG[r, 0]))
+        for r, row in enumerate(rows[:3])
     ]
 
 

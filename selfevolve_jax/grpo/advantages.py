@@ -64,8 +64,6 @@ ADVANTAGES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 }
 
 
-def overlong_penalty(
-    lengths: jax.Array, max_length: int, buffer: int, factor: float
-) -> jax.Array:
+def overlong_penalty(lengths: jax.Array, max_length: int, buffer: int, factor: float) -> jax.Array:
     """min(−(len − (L − buffer)) / buffer · factor, 0), added to the reward (Yu et al. 2025, DAPO)."""
     return jnp.minimum(-(lengths - (max_length - buffer)) / buffer * factor, 0.0)

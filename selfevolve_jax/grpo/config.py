@@ -22,9 +22,7 @@ class GRPOConfig:
     logprob_chunk: tokens whose [B, chunk, V] scores are held at a time.
     """
 
-    advantage: Literal[
-        "grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"
-    ] = "rloo"
+    advantage: Literal["grpo", "dr_grpo", "rloo", "reinforce++", "reinforce++_baseline"] = "rloo"
     loss: Literal["ppo", "gspo", "cispo"] = "ppo"
     clip_low: float = 0.2
     clip_high: float = 0.2

@@ -65,7 +65,9 @@ def get_base(
     """The base policy, from the cache or made now (and then cached, whole or not at all)."""
     folder = cache_folder() / "bases" / content_hash(config, task, seed)
     if not folder.exists():
-        say(f"base policy: supervised learning, {config.steps} steps of {config.batch} noisy chains")
+        say(
+            f"base policy: supervised learning, {config.steps} steps of {config.batch} noisy chains"
+        )
         _make(config, task, seed, mesh, folder, say)
     else:
         say(f"base policy: from the cache, {folder}")

@@ -51,9 +51,7 @@ def tokenizer():
     chars.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     chars.decoder = decoders.Fuse()
     # The end mark is plain text and no special token, as the answer is read up to it.
-    return PreTrainedTokenizerFast(
-        tokenizer_object=chars, pad_token="<pad>", unk_token="<pad>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=chars, pad_token="<pad>", unk_token="<pad>")
 
 
 def solve(chain: str, results: Sequence[int | None] | None = None) -> str:
@@ -71,7 +69,11 @@ def solve(chain: str, results: Sequence[int | None] | None = None) -> str:
 
 def draw_chain(rng: np.random.Generator, numbers: int) -> str:
     digits, ops = rng.integers(0, 10, numbers), rng.integers(0, len(_OPS), numbers - 1)
-    return str(digits[0]) + "".join(_OPS[o] + str(d) for o, d in zip(ops, digits[1:], strict=True)) + "="
+    return (
+        str(digits[0])
+        + "".join(_OPS[o] + str(d) for o, d in zip(ops, digits[1:], strict=True))
+        + "="
+    )
 
 
 def _rows(rng: np.random.Generator, config: ArithmeticConfig, n: int, taken: set[str], encode):
@@ -100,9 +102,7 @@ def load_task(config: ArithmeticConfig, seed: int) -> Task:
         return tuple(text.encode(prompt, add_special_tokens=False))
 
     taken: set[str] = set()
-    held_out = _rows(
-        np.random.default_rng([seed, 1]), config, config.held_out_rows, taken, encode
-    )
+    held_out = _rows(np.random.default_rng([seed, 1]), config, config.held_out_rows, taken, encode)
     train = _rows(np.random.default_rng([seed, 2]), config, config.train_rows, taken, encode)
     return Task("arithmetic", train, held_out, text, (text.convert_tokens_to_ids(END),), ANSWER)
 

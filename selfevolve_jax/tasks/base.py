@@ -62,7 +62,9 @@ def batch_at(rows: Sequence[Row], seed: int, position: int, size: int) -> list[R
     cross the boundary, and then may hold a row twice. UserError if there are no rows.
     """
     if not rows:
-        raise UserError("the task has no rows to draw from; fix: a data set or a split with rows in it")
+        raise UserError(
+            "the task has no rows to draw from; fix: a data set or a split with rows in it"
+        )
     picked: list[Row] = []
     while len(picked) < size:
         epoch, offset = divmod(position + len(picked), len(rows))

@@ -1,0 +1,35 @@
+"""Eight simulated CPU devices for every test; a test that wants one uses `mesh1`."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import pytest
+
+from models.config import ModelConfig
+from selfevolve_jax import sharding
+
+
+@pytest.fixture(scope="session")
+def mesh1():
+    """One device."""
+    return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def mesh8():
+    """Eight devices as data 2 x fsdp 2 x tensor 2."""
+    return sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2, tensor=2))
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A decoder with every kind of head sharing: 4 query heads on 2 kv heads; vocabulary 16."""
+    return ModelConfig(
+        vocab_size=16, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48
+    )
