@@ -51,6 +51,11 @@ def evaluate(options: Evaluate) -> dict[str, float]:
     """Prints and returns the figures."""
     if options.k < 1 or (options.limit is not None and options.limit < 1):
         raise UserError(f"k={options.k} and limit={options.limit} must be at least 1.")
+    if options.max_new_tokens is not None and options.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={options.max_new_tokens} must be at least 1.")
+    out = None if options.out is None else epath.Path(options.out)
+    if out is not None and out.is_dir():
+        raise UserError(f"out={out} is a folder. Give the file to write, such as {out}/eval.json.")
     check_sampling(options.sampling)
     mesh = sharding.make_mesh(options.mesh)
     folder, step = checkpoint.find_policy(options.checkpoint)
@@ -98,7 +103,7 @@ def evaluate(options: Evaluate) -> dict[str, float]:
     print(f"{step}: {len(rows)} problems, {options.k} samples each")
     for name, value in figures.items():
         print(f"{name:<10}{value:.3f}")
-    if options.out is not None:
+    if out is not None:
         samples = [
             {
                 "row": row.id,
@@ -110,7 +115,8 @@ def evaluate(options: Evaluate) -> dict[str, float]:
             }
             for r, row in enumerate(rows)
         ]
-        out = epath.Path(options.out)
+        with run_dir.disk_errors(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
         run_dir.write_json_atomic(out, {"figures": figures, "samples": samples})
     return figures
 

@@ -53,6 +53,17 @@ def generate(options: Generate) -> list[str]:
         system=None,
         max_prompt_tokens=1 << 20,
     )
+    unknown = policy.tokenizer.unk_token_id
+    if unknown is not None and unknown in rows[0].prompt_tokens:
+        strange = {
+            c
+            for c in options.prompt
+            if unknown in policy.tokenizer(c, add_special_tokens=False)["input_ids"]
+        }
+        raise UserError(
+            f"prompt={options.prompt!r}: the policy's tokenizer does not know "
+            f"{', '.join(map(repr, sorted(strange))) or 'a part of it'}. Leave it out."
+        )
     samples = rollout(
         policy.params,
         [rows[0].prompt_tokens],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -37,7 +39,21 @@ def srt(options: Run, name: str) -> None:
     if options.dry_run:
         print(describe(options.recipe))
         return
+    _say_failed_saves_once()
     folder = options.run_dir
     if folder is None:
         folder = f"runs/srt-{name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
     run(options.recipe, folder, resume=options.resume, tracker=options.tracker)
+
+
+def _say_failed_saves_once() -> None:
+    """Orbax and TensorStore tell of a failed save at length, from each of their threads, besides
+    raising it; the message that `checkpoint.disk_errors` makes of it is enough."""
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    sys.excepthook = _excepthook
+
+
+def _excepthook(kind, error, trace) -> None:
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)

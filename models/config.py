@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def _check_choices(config: Any) -> None:
+    """ValueError unless every Literal field holds one of its values: a stored config is not typed,
+    and a kind that nobody knows must not be taken for another."""
+    for name, hint in get_type_hints(type(config)).items():
+        value, choices = getattr(config, name), get_args(hint)
+        if get_origin(hint) is Literal and value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,9 @@ class RopeScaling:
     attention_factor: float | None = None  # yarn; None: 0.1 ln(factor) + 1
 
     def __post_init__(self) -> None:
+        _check_choices(self)
+        if self.factor <= 0:
+            raise ValueError(f"rope scaling factor must be positive, got {self.factor}")
         if self.kind != "linear" and self.original_max_position <= 0:
             raise ValueError(
                 f"rope scaling {self.kind!r} needs original_max_position, "
@@ -60,6 +72,10 @@ class ModelConfig:
     unroll: int = 1  # layers a scan step runs: more is a little faster and compiles for longer
 
     def __post_init__(self) -> None:
+        _check_choices(self)
+        for name, hint in get_type_hints(type(self)).items():
+            if hint is int and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.n_heads % self.n_kv_heads:
             raise ValueError(
                 f"n_heads {self.n_heads} is not a multiple of n_kv_heads {self.n_kv_heads}"

@@ -11,6 +11,7 @@ leaves the older ones intact.
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import json
 import os
@@ -46,11 +47,13 @@ class Policy:
 
 def open_checkpoints(folder: epath.PathLike, keep: int) -> ocp.training.Checkpointer:
     """A checkpointer that keeps the newest `keep` steps. Half-written ones of a killed run go."""
-    return ocp.training.Checkpointer(
-        epath.Path(folder),
-        preservation_policy=ocp.training.preservation_policies.LatestN(keep),
-        cleanup_tmp_directories=True,
-    )
+    with disk_errors(folder):
+        return ocp.training.Checkpointer(
+            epath.Path(folder),
+            # Orbax's protocol and its own policy name an argument differently.
+            preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyright: ignore
+            cleanup_tmp_directories=True,
+        )
 
 
 def save_async(
@@ -65,7 +68,7 @@ def save_async(
             {
                 "params": state.params,
                 "train": {"step": state.step, "opt_state": state.opt_state},
-                "progress": progress,
+                "progress": copy.deepcopy(progress),  # the caller's goes on while this is written
             },
             overwrite=True,
         )
@@ -77,6 +80,21 @@ def finish(checkpoints: ocp.training.Checkpointer) -> None:
         checkpoints.wait()
 
 
+def close(checkpoints: ocp.training.Checkpointer) -> None:
+    """Waits as `finish` does, and lets go. Orbax raises here a second time what a save died of."""
+    with disk_errors(checkpoints.directory):
+        checkpoints.close()
+
+
+def forget_after(checkpoints: ocp.training.Checkpointer, step: int) -> None:
+    """Deletes what a killed life of this run saved past the step it is resumed from: Orbax leaves
+    out, in silence, a save that is not the newest."""
+    with disk_errors(checkpoints.directory):
+        for saved in list(checkpoints.checkpoints):
+            if saved.step > step:
+                checkpoints.delete(saved.step)
+
+
 def restore(
     checkpoints: ocp.training.Checkpointer, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]] | None:
@@ -85,14 +103,15 @@ def restore(
         return None
     step = checkpoints.latest.step
     _check_shapes(checkpoints.directory / str(step), "params", abstract.params)
-    stored = checkpoints.load_checkpointables(
-        step,
-        {
-            "params": abstract.params,
-            "train": {"step": abstract.step, "opt_state": abstract.opt_state},
-            "progress": None,
-        },
-    )
+    with _read_errors(checkpoints.directory / str(step)):
+        stored = checkpoints.load_checkpointables(
+            step,
+            {
+                "params": abstract.params,
+                "train": {"step": abstract.step, "opt_state": abstract.opt_state},
+                "progress": None,
+            },
+        )
     train = stored["train"]
     return TrainState(train["step"], stored["params"], train["opt_state"]), stored["progress"]
 
@@ -102,7 +121,7 @@ def save_policy_files(
 ) -> None:
     """policy/model.json and policy/tokenizer/, beside the checkpoints that will hold the weights."""
     policy = epath.Path(folder) / POLICY
-    with run_dir.disk_errors(policy):
+    with disk_errors(policy), run_dir.disk_errors(policy):  # tokenizers has errors of its own
         policy.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(str(policy / "tokenizer"))
     record = {"model": model.to_dict(), "stop_tokens": stop_tokens}
@@ -122,7 +141,7 @@ def find_policy(path: epath.PathLike) -> tuple[epath.Path, epath.Path]:
         arms = [str(p) for p in (path / "arms").iterdir()] if (path / "arms").exists() else []
         hint = f" Its arms are: {', '.join(sorted(arms))}." if arms else ""
         raise UserError(f"{path} holds no {POLICY}/model.json, so it is no checkpoint.{hint}")
-    if path.name.isdigit():
+    if path.name.isdigit() and path.parent.name in (LATEST, BEST):
         return folder, path
     steps = path if path.name in (LATEST, BEST) else folder / LATEST
     done = [int(p.name) for p in steps.iterdir() if p.name.isdigit()] if steps.exists() else []
@@ -133,8 +152,10 @@ def find_policy(path: epath.PathLike) -> tuple[epath.Path, epath.Path]:
 
 def read_model(path: epath.PathLike) -> tuple[ModelConfig, tuple[int, ...]]:
     """A policy's sizes and stop tokens, without its weights."""
-    record = json.loads((find_policy(path)[0] / POLICY / "model.json").read_text())
-    return config_from_dict(record["model"]), tuple(record["stop_tokens"])
+    file = find_policy(path)[0] / POLICY / "model.json"
+    with _read_errors(file):
+        record = json.loads(file.read_text())
+        return config_from_dict(record["model"]), tuple(record["stop_tokens"])
 
 
 def load_policy(path: epath.PathLike, mesh: Mesh) -> Policy:
@@ -150,17 +171,19 @@ def load_policy(path: epath.PathLike, mesh: Mesh) -> Policy:
         sharding.tree_shardings(specs, mesh),
     )
     _check_shapes(step, "params", abstract)
-    params = ocp.load_checkpointables(step, {"params": abstract})["params"]
-    tokenizer = AutoTokenizer.from_pretrained(str(folder / POLICY / "tokenizer"))
+    with _read_errors(step):
+        params = ocp.load_checkpointables(step, {"params": abstract})["params"]
+    with _read_errors(folder / POLICY / "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(str(folder / POLICY / "tokenizer"))
     return Policy(params, model, tokenizer, stop_tokens, int(step.name))
 
 
 def _check_shapes(step: epath.Path, name: str, abstract: Any) -> None:
     """UserError naming the first array whose stored shape is not the expected one."""
-    try:
+    with _read_errors(step):
         stored = ocp.checkpointables_metadata(step).metadata[name]
-    except Exception as error:  # Orbax has a type of its own for each way a folder can be damaged
-        raise UserError(f"checkpoint {step} cannot be read: {_first_line(error)}") from error
+        if not jax.tree.leaves(stored):
+            raise ValueError(f"the description of {name} is missing or damaged")
 
     def by_path(tree: Any) -> dict[str, tuple[int, ...]]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -174,6 +197,20 @@ def _check_shapes(step: epath.Path, name: str, abstract: Any) -> None:
                 f"there and {want.get(key, 'absent')} in this model. Use the model options that it "
                 "was trained with."
             )
+
+
+@contextlib.contextmanager
+def _read_errors(path: epath.Path) -> Iterator[None]:
+    """Damage becomes a UserError; Orbax has a type of its own for each way a folder can be broken."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} cannot be read: {_first_line(error)}. If it is a damaged checkpoint, remove "
+            "that folder: the next older one beside it is then used."
+        ) from error
 
 
 def _dotted(path: tuple[Any, ...]) -> str:

@@ -11,8 +11,9 @@ _EVENT = "/jax/core/compile/backend_compile_duration"
 _seen = 0
 
 
-def _listen(event: str, duration: float, **_: object) -> None:
+def _listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
     global _seen
+    del duration_secs, kwargs
     if event == _EVENT:
         _seen += 1
 

@@ -15,8 +15,9 @@ from selfevolve_jax.errors import UserError
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Defaults are SRT's. Warm-up is linear from 0; "cosine" and "linear" decay to `end_factor` times
-    the peak at the run's last step. Weight decay acts on matrices, not on norms and biases."""
+    """Defaults are SRT's. Warm-up is linear and its first step moves already; "cosine" and "linear"
+    would reach `end_factor` times the peak one step after the run's last, so that no step has rate
+    0. Weight decay acts on matrices, not on norms and biases."""
 
     learning_rate: float = 1e-6
     schedule: Literal["constant", "cosine", "linear"] = "constant"

@@ -55,9 +55,14 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     if open_axes:
         sizes[open_axes[0]] = max(len(devices) // fixed, 1)
     if math.prod(sizes.values()) != len(devices):
+        rule, fix = (
+            (f"which must divide {len(devices)}", "Make them smaller.")
+            if open_axes
+            else (f"not to {len(devices)}", "Use mesh.data=-1 to take the rest.")
+        )
         raise UserError(
             f"{asked} does not fit {len(devices)} device(s): the fixed sizes multiply to {fixed}, "
-            f"which must divide {len(devices)}. Use mesh.data=-1 to take the rest."
+            f"{rule}. {fix}"
         )
     # Auto axes: XLA propagates shardings from parameters, inputs and the pinned activations.
     return jax.make_mesh(

@@ -20,7 +20,7 @@ from selfevolve_jax import sharding
 @dataclass(frozen=True)
 class TrainState:
     step: Any  # int32 scalar: batches of samples trained on so far
-    params: decoder.Params
+    params: Any  # decoder.Params; optax's types know mappings only
     opt_state: Any
 
 

@@ -192,9 +192,9 @@ def train(
         if main:
             checkpoint.save_policy_files(folder, model, task.tokenizer, task.stop_tokens)
         newest = checkpoint.open_checkpoints(folder / checkpoint.LATEST, config.keep)
-        stack.callback(newest.close)
+        stack.callback(checkpoint.close, newest)
         best = checkpoint.open_checkpoints(folder / checkpoint.BEST, 1)
-        stack.callback(best.close)
+        stack.callback(checkpoint.close, best)
         restored = checkpoint.restore(newest, abstract_state(model, tx, mesh))
         if restored is None:
             state, resume_step = init_state(params, model, tx, mesh), None
@@ -208,6 +208,7 @@ def train(
         else:
             state, progress = restored
             resume_step = int(state.step)
+        checkpoint.forget_after(best, resume_step or 0)
         log = MetricLog(
             folder,
             resume_step=resume_step,
@@ -254,8 +255,8 @@ def train(
             step, metrics = pending
             pending = None
             metrics = sharding.to_host(metrics) | (extra or {})
-            _stop_if_broken(step, metrics, folder)
             log.log(step, metrics)
+            _stop_if_broken(step, metrics, folder)
             terminal.step(step, metrics)
 
         for step in range(int(state.step) + 1, config.steps + 1):
@@ -309,14 +310,16 @@ def train(
             clock.lap("update_dispatch")
             progress["position"] += len(rows)
             settle()
-            host_metrics = _sample_metrics(rows, texts, samples, verdict, equivalence, gold_known)
+            host_metrics: dict[str, Any] = _sample_metrics(
+                rows, texts, samples, verdict, equivalence, gold_known
+            )
             if main:
                 files.write_samples(
                     folder, step, _sample_records(step, rows, texts, samples, verdict)
                 )
             clock.lap("log")
             host_metrics |= clock.metrics(int(samples.lengths_RxG.sum()))
-            host_metrics["train/learning_rate"] = float(rate((step - 1) * grpo.minibatches))
+            host_metrics["train/learning_rate"] = rate((step - 1) * grpo.minibatches)
             host_metrics["compile/count"] = compiled()
             pending = step, device_metrics | host_metrics
 
@@ -334,14 +337,15 @@ def train(
                 log.flush()
                 checkpoint.finish(best)
                 checkpoint.save_async(newest, state, step, progress)
-            if stopping and not last:
-                checkpoint.finish(newest)
-                raise Interrupted(
-                    f"{title}: stopped by a signal after step {step}; everything is saved in "
-                    f"{folder}. Continue with --resume."
-                )
+            if stopping:
+                break
         checkpoint.finish(best)
         checkpoint.finish(newest)
+        if stop():  # also when it came during the last step: the next arm must not begin
+            raise Interrupted(
+                f"{title}: stopped by a signal after step {int(state.step)}; everything is saved in "
+                f"{folder}. Continue with --resume."
+            )
     return Result(progress["before"], progress["scores"], progress["best"], state.params)
 
 

@@ -55,7 +55,7 @@ def build_batch(
     row_multiple: B is padded to a multiple of it (mesh ways × accumulation × minibatches).
     length: T; by default the bucket that holds the longest segment.
     """
-    R, G, M = samples.tokens_RxGxM.shape
+    _, G, M = samples.tokens_RxGxM.shape
     K = samples_per_segment
     prompt_len = np.repeat([len(p) for p in prompts], G // K)
     lengths_UxK = samples.lengths_RxG.reshape(-1, K)

@@ -50,3 +50,7 @@ class GRPOConfig:
                 raise UserError(f"grpo.{name}={getattr(self, name)} must not be negative.")
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise UserError(f"grpo.dual_clip={self.dual_clip} must be above 1, or None for off.")
+        if self.importance_cap is not None and self.importance_cap <= 0:
+            raise UserError(
+                f"grpo.importance_cap={self.importance_cap} must be above 0, or None for off."
+            )

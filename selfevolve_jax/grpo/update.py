@@ -49,7 +49,7 @@ def summed_gradient(
 
 
 def apply_gradient(
-    state: TrainState, grads: Params, tx: optax.GradientTransformation, extra_ok: Any = True
+    state: TrainState, grads: Any, tx: optax.GradientTransformation, extra_ok: Any = True
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step; a non-finite gradient leaves parameters and optimiser as they were, and
     `train/finite` says so (the caller stops the run)."""
@@ -58,7 +58,8 @@ def apply_gradient(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     new = (optax.apply_updates(state.params, updates), opt_state)
     params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(finite & extra_ok, new, old),
+        # Accumulated gradients are float32; bfloat16 moments must not become so with them.
+        lambda new, old: jnp.where(finite & extra_ok, new.astype(old.dtype), old),
         new,
         (state.params, state.opt_state),
     )

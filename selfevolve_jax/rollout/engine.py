@@ -151,7 +151,7 @@ def _decode_chunk(
     return slots, tokens_SxK, logprobs_SxK
 
 
-@functools.partial(jax.jit, static_argnames="capacity", donate_argnames=("slots",))
+@functools.partial(jax.jit, static_argnames="capacity")  # not donated: no output has that shape
 def _grow(slots: _Slots, capacity: int) -> _Slots:
     pad = [(0, 0), (0, 0), (0, capacity - slots.cache.capacity), (0, 0), (0, 0)]
     return replace(slots, cache=Cache(jnp.pad(slots.cache.k, pad), jnp.pad(slots.cache.v, pad)))
@@ -215,6 +215,13 @@ def generate(
     holds = np.full(S, -1)  # the sample (row * G + g) in each slot, -1 when free
     positions = np.zeros(S, np.int64)
     waiting, buffer_start, buffered = 0, 0, None  # next sample; first row and cache of the buffer
+    # One dtype each, or a temperature of 1 would compile again what a temperature of 1.0 did.
+    sampling = Sampling(
+        np.float32(sampling.temperature),
+        np.float32(sampling.top_p),
+        np.int32(sampling.top_k),
+        np.float32(sampling.min_p),
+    )
     values = sharding.put_replicated(
         (sampling, np.asarray(stop_tokens, np.int32), np.int32(max_new_tokens)), mesh
     )
@@ -229,11 +236,11 @@ def generate(
                     padded[i, : len(prompt) - 1] = prompt[:-1]
                 buffered = _prefill(params, sharding.put_batch(padded, mesh), cfg, constrain)
             end = min(R * G, (buffer_start + buffer_rows) * G, waiting + free.size)
-            given = np.arange(waiting, end)
+            given = range(waiting, end)
             into = free[: len(given)]
             source, last, place, row_id, index = np.zeros((5, S), np.int32)
             source[:] = -1
-            source[into] = given // G - buffer_start
+            source[into] = [i // G - buffer_start for i in given]
             last[into] = [prompts[i // G][-1] for i in given]
             place[into] = [len(prompts[i // G]) - 1 for i in given]
             row_id[into] = [row_ids[i // G] for i in given]

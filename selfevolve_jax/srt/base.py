@@ -42,12 +42,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SELFEVOLVE_CACHE") or os.path.join(home, "selfevolve"))
 
 
-def content_hash(config: BaseConfig, task: Task, seed: int) -> str:
+def content_hash(config: BaseConfig, task: Task, width: int, seed: int) -> str:
     """Names a base by everything that decides its weights: settings, seed, the held-out prompts it
     must not see, the code, and the versions of jax and its compiler."""
     digest = hashlib.sha256()
     told = {
         "config": dataclasses.asdict(config),
+        "width": width,
         "seed": seed,
         "held_out": sorted(row.prompt for row in task.held_out),
         "versions": [metadata.version(p) for p in ("jax", "jaxlib", "optax", "numpy")],
@@ -60,21 +61,24 @@ def content_hash(config: BaseConfig, task: Task, seed: int) -> str:
 
 
 def get_base(
-    config: BaseConfig, task: Task, seed: int, mesh: Mesh, say: Callable[[str], None]
+    config: BaseConfig, task: Task, width: int, seed: int, mesh: Mesh, say: Callable[[str], None]
 ) -> checkpoint.Policy:
-    """The base policy, from the cache or made now (and then cached, whole or not at all)."""
-    folder = cache_folder() / "bases" / content_hash(config, task, seed)
+    """The base policy, from the cache or made now (and then cached, whole or not at all). width: as
+    in the ArithmeticConfig of `task`."""
+    folder = cache_folder() / "bases" / content_hash(config, task, width, seed)
     if not folder.exists():
         say(
             f"base policy: supervised learning, {config.steps} steps of {config.batch} noisy chains"
         )
-        _make(config, task, seed, mesh, folder, say)
+        _make(config, task, width, seed, mesh, folder, say)
     else:
         say(f"base policy: from the cache, {folder}")
     return checkpoint.load_policy(folder, mesh)
 
 
-def _make(config: BaseConfig, task: Task, seed: int, mesh: Mesh, folder: Path, say) -> None:
+def _make(
+    config: BaseConfig, task: Task, width: int, seed: int, mesh: Mesh, folder: Path, say
+) -> None:
     tx = make_optimizer(
         config.optimizer, config.steps, decay_mask(decoder.abstract_params(config.model))
     )
@@ -82,7 +86,7 @@ def _make(config: BaseConfig, task: Task, seed: int, mesh: Mesh, folder: Path, s
     state = init_state(params, config.model, tx, mesh)
     state, loss = sft.train(
         state,
-        (sharding.put_batch(b, mesh) for b in _batches(config, task, seed)),
+        (sharding.put_batch(b, mesh) for b in _batches(config, task, width, seed)),
         config.model,
         tx,
         sharding.constrainer(mesh),
@@ -95,23 +99,27 @@ def _make(config: BaseConfig, task: Task, seed: int, mesh: Mesh, folder: Path, s
         saved = checkpoint.open_checkpoints(Path(partial) / checkpoint.LATEST, 1)
         checkpoint.save_async(saved, state, 0, {"last_loss": loss})
         checkpoint.finish(saved)
-        saved.close()
-        if not folder.exists():  # another process may have been quicker, with the same weights
+        checkpoint.close(saved)
+        try:
             os.rename(partial, folder)
+        except OSError:  # another process was quicker, with the same weights
+            if not folder.exists():
+                raise
         say(f"base policy: done, last loss {loss:.3f} nats a token; kept in {folder}")
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _batches(config: BaseConfig, task: Task, seed: int) -> Iterator:
+def _batches(config: BaseConfig, task: Task, width: int, seed: int) -> Iterator:
     rng = np.random.default_rng([seed, 3])
     avoid = {row.prompt for row in task.held_out}
-    length = bucket(3 * max(config.numbers), 8)
+    longest = max(config.numbers)
+    length = bucket(2 * width + 2 * (longest - 1) if width else 3 * longest, 8)
 
     def encode(texts: list[str]) -> list[list[int]]:
         return task.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     for _ in range(config.steps):
-        pairs = noisy_examples(rng, config.numbers, config.noise, config.batch, avoid)
+        pairs = noisy_examples(rng, config.numbers, config.noise, config.batch, avoid, width)
         prompts, responses = (encode(list(side)) for side in zip(*pairs, strict=True))
         yield sft.supervised_batch(list(zip(prompts, responses, strict=True)), length)

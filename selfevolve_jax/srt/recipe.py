@@ -8,7 +8,7 @@ from models.config import ModelConfig
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.sharding import MeshConfig
-from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
+from selfevolve_jax.tasks.arithmetic import ArithmeticConfig, response_tokens
 from selfevolve_jax.tasks.dataset import DataConfig
 from selfevolve_jax.tasks.gym import GymConfig
 from selfevolve_jax.trainer import TrainerConfig
@@ -89,15 +89,22 @@ class SRTRecipe:
             raise UserError(f"arms={' '.join(self.arms)}: an arm is named twice.")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative.")
-        arithmetic = isinstance(self.task, ArithmeticConfig)
-        if isinstance(self.policy, BaseConfig) and not arithmetic:
+        if isinstance(self.policy, BaseConfig) and not isinstance(self.task, ArithmeticConfig):
             raise UserError(
                 "policy is a base made for the arithmetic task, but the task is "
                 f"{type(self.task).__name__}. Give a trained one: --policy.path CHECKPOINT."
             )
-        if arithmetic and self.trainer.max_new_tokens < max(self.task.numbers):
-            raise UserError(
-                f"trainer.max_new_tokens={self.trainer.max_new_tokens} cuts off chains of "
-                f"task.numbers={self.task.numbers}, whose responses have as many tokens as the "
-                f"chain has numbers. Use at least {max(self.task.numbers)}."
-            )
+        if isinstance(self.task, ArithmeticConfig):
+            needed = response_tokens(self.task)
+            if self.trainer.max_new_tokens < needed:
+                raise UserError(
+                    f"trainer.max_new_tokens={self.trainer.max_new_tokens} cuts off chains of "
+                    f"task.numbers={self.task.numbers}, whose responses have up to {needed} tokens. "
+                    f"Use at least {needed}."
+                )
+            width = self.task.width
+            if isinstance(self.policy, BaseConfig) and 0 < width < max(self.policy.numbers):
+                raise UserError(
+                    f"task.width={width} is less than the longest chain of policy.numbers="
+                    f"{self.policy.numbers}. Use at least {max(self.policy.numbers)}."
+                )

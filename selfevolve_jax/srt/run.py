@@ -43,6 +43,11 @@ def run(
     task, policy = load(recipe, mesh, say=_say if main else lambda text: None)
     if main:
         run_dir.create(folder, config, resume, MAY_CHANGE)
+        dropped = ", ".join(f"{n} {reason}" for reason, n in task.counts.items() if n)
+        _say(
+            f"{task.name}: {len(task.train)} problems to train on, {len(task.held_out)} held out"
+            + (f"; left out: {dropped}" if dropped else "")
+        )
 
     earlier = run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {"arms": {}}
     summary = {"arms": dict(earlier["arms"]), "seconds": earlier.get("seconds", 0.0)}
@@ -80,8 +85,9 @@ def run(
 def load(recipe: SRTRecipe, mesh, say) -> tuple[Task, checkpoint.Policy]:
     """The task and the policy to start from. For tasks of text, the policy's own tokenizer reads it."""
     if isinstance(recipe.policy, BaseConfig):
-        task = arithmetic.load_task(recipe.task, recipe.seed)  # type: ignore[arg-type]
-        return task, get_base(recipe.policy, task, recipe.seed, mesh, say)
+        assert isinstance(recipe.task, arithmetic.ArithmeticConfig)  # the recipe checks it
+        task = arithmetic.load_task(recipe.task, recipe.seed)
+        return task, get_base(recipe.policy, task, recipe.task.width, recipe.seed, mesh, say)
     policy = checkpoint.load_policy(recipe.policy.path, mesh)
     return load_task(recipe.task, policy.tokenizer, recipe.seed), policy
 

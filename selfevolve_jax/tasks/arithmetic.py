@@ -25,15 +25,26 @@ ANSWER = AnswerSpec(pattern=r"(\d)\.$", equivalence="exact")
 @dataclass(frozen=True)
 class ArithmeticConfig:
     """numbers: how many digits a chain has; several values are mixed in equal parts. A response is
-    numbers − 1 results and the end mark."""
+    numbers − 1 results and the end mark.
+
+    width: 0, or the number of digits that every prompt is padded to with `=`; results are then
+    written `7=4=3=1.` So each step stands at the same distance from its operand whatever the chain's
+    length, and something of what is learnt on short chains carries over to longer ones.
+    """
 
     numbers: tuple[int, ...] = (5,)
+    width: int = 0
     train_rows: int = 8000
     held_out_rows: int = 256
 
     def __post_init__(self) -> None:
         if not self.numbers or min(self.numbers) < 2:
             raise UserError(f"task.numbers={self.numbers}: a chain needs at least 2 numbers.")
+        if self.width and self.width < max(self.numbers):
+            raise UserError(
+                f"task.width={self.width} is less than the longest chain of "
+                f"task.numbers={self.numbers}. Use at least {max(self.numbers)}, or 0 for no padding."
+            )
         if self.train_rows < 1 or self.held_out_rows < 1:
             raise UserError(
                 f"task.train_rows={self.train_rows} and task.held_out_rows={self.held_out_rows} "
@@ -61,8 +72,8 @@ def solve(chain: str, results: Sequence[int | None] | None = None) -> str:
     for i in range((len(chain) - 1) // 2):
         op, digit = chain[2 * i + 1], int(chain[2 * i + 2])
         total = (total + digit if op == "+" else total - digit if op == "-" else total * digit) % 10
-        if results is not None and results[i] is not None:
-            total = int(results[i])
+        replaced = results[i] if results is not None else None
+        total = total if replaced is None else replaced
         written += str(total)
     return written
 
@@ -78,18 +89,24 @@ def draw_chain(rng: np.random.Generator, numbers: int) -> str:
 
 def _rows(rng: np.random.Generator, config: ArithmeticConfig, n: int, taken: set[str], encode):
     """n rows with prompts that no other row has; the lengths take turns."""
-    space = sum(10**k * len(_OPS) ** (k - 1) for k in config.numbers)
-    if len(taken) + n > space // 2:
-        raise UserError(
-            f"task.numbers={config.numbers} gives {space} different chains, too few for "
-            f"{len(taken) + n} rows. Ask for at most {space // 2} rows, or for longer chains."
-        )
+    lengths = [config.numbers[i % len(config.numbers)] for i in range(n)]
+    for k in config.numbers:
+        space = 10**k * len(_OPS) ** (k - 1)
+        # The text of k digits, k − 1 signs and "=" is 2k long.
+        asked = sum(len(chain) == 2 * k for chain in taken) + lengths.count(k)
+        if asked > space // 2:
+            raise UserError(
+                f"task.numbers={config.numbers}: there are {space} different chains of {k} numbers, "
+                f"too few for {asked} rows of them. Ask for at most {space // 2}, or for longer "
+                "chains."
+            )
     rows = []
     while len(rows) < n:
-        chain = draw_chain(rng, config.numbers[len(rows) % len(config.numbers)])
+        chain = draw_chain(rng, lengths[len(rows)])
         if chain not in taken:
             taken.add(chain)
-            rows.append(Row(len(taken) - 1, chain, encode(chain), gold=solve(chain)[-1]))
+            prompt, _ = layout(chain, "", config.width)
+            rows.append(Row(len(taken) - 1, prompt, encode(prompt), gold=solve(chain)[-1]))
     return rows
 
 
@@ -102,13 +119,31 @@ def load_task(config: ArithmeticConfig, seed: int) -> Task:
         return tuple(text.encode(prompt, add_special_tokens=False))
 
     taken: set[str] = set()
+    (end,) = encode(END)
     held_out = _rows(np.random.default_rng([seed, 1]), config, config.held_out_rows, taken, encode)
     train = _rows(np.random.default_rng([seed, 2]), config, config.train_rows, taken, encode)
-    return Task("arithmetic", train, held_out, text, (text.convert_tokens_to_ids(END),), ANSWER)
+    return Task("arithmetic", train, held_out, text, (end,), ANSWER)
+
+
+def layout(chain: str, results: str, width: int) -> tuple[str, str]:
+    """The prompt and the response of a chain, as `ArithmeticConfig.width` wants them."""
+    if not width:
+        return chain, results + END
+    return chain.ljust(2 * width, "="), "=".join(results) + END
+
+
+def response_tokens(config: ArithmeticConfig) -> int:
+    """Tokens of the longest response, end mark included."""
+    return max(config.numbers) if not config.width else 2 * (max(config.numbers) - 1)
 
 
 def noisy_examples(
-    rng: np.random.Generator, numbers: Sequence[int], noise: float, n: int, avoid: set[str]
+    rng: np.random.Generator,
+    numbers: Sequence[int],
+    noise: float,
+    n: int,
+    avoid: set[str],
+    width: int = 0,
 ) -> list[tuple[str, str]]:
     """n (prompt, response) pairs to learn from. With probability `noise` a step's result is replaced
     by a random digit. The errors are scattered, so a model of them is wrong often when it samples and
@@ -117,9 +152,9 @@ def noisy_examples(
     while len(pairs) < n:
         k = numbers[len(pairs) % len(numbers)]
         chain = draw_chain(rng, k)
-        if chain in avoid:
+        if layout(chain, "", width)[0] in avoid:
             continue
         wrong, digits = rng.random(k - 1) < noise, rng.integers(0, 10, k - 1)
         results = [int(d) if w else None for w, d in zip(wrong, digits, strict=True)]
-        pairs.append((chain, solve(chain, results) + END))
+        pairs.append(layout(chain, solve(chain, results), width))
     return pairs

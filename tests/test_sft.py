@@ -1,0 +1,88 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from models import decoder
+from models.decoder import unconstrained
+from selfevolve_jax.sft import supervised_batch, supervised_step, train
+from selfevolve_jax.state import init_params, init_state
+
+PAIRS = [([3, 1], [4, 1, 5]), ([9, 2, 6, 5], [3]), ([5], [8, 9, 7, 9]), ([3, 2, 3], [8, 4])]
+LENGTH = 8
+ADAM = optax.adam(1e-2)
+
+
+@pytest.fixture(scope="module")
+def weights(tiny, mesh1):
+    return jax.device_get(init_params(tiny, jax.random.key(0), mesh1))
+
+
+@pytest.fixture
+def state(tiny, mesh1, weights):
+    return init_state(weights, tiny, ADAM, mesh1)
+
+
+def step(state, batch, tiny, accumulate=1):
+    # The chunk that `train` uses, so that the two share a compilation.
+    return supervised_step(state, batch, tiny, ADAM, accumulate, 256, unconstrained)
+
+
+def test_the_layout_written_out_by_hand():
+    batch = supervised_batch([([3, 1], [4, 5, 6]), ([7], [8])], 6)
+    assert batch.tokens_BxT.tolist() == [[3, 1, 4, 5, 6, 0], [7, 8, 0, 0, 0, 0]]
+    assert batch.positions_BxT.tolist() == [[0, 1, 2, 3, 4, 0], [0, 1, 0, 0, 0, 0]]
+    assert batch.segment_ids_BxT.tolist() == [[0] * 5 + [-1], [1, 1] + [-1] * 4]
+    assert batch.sequence_ids_BxT.tolist() == [[-1, -1, 0, 0, 0, -1], [-1, 1, -1, -1, -1, -1]]
+    assert not batch.branch_ids_BxT.any()
+    response = batch.sequence_ids_BxT >= 0
+    assert batch.source_BxT[response].tolist() == [1, 2, 3, 0]
+
+
+def test_the_loss_is_the_mean_negative_log_likelihood_of_response_tokens(state, tiny, weights):
+    _, metrics = step(state, supervised_batch(PAIRS, LENGTH), tiny)
+
+    @jax.jit
+    def scores(weights, tokens, segment):
+        at = jnp.arange(LENGTH)[None]
+        hidden = decoder.forward(weights, tokens, at, segment, jnp.zeros_like(at), tiny)
+        return jax.nn.log_softmax(decoder.logits(weights, hidden, tiny))[0]
+
+    total = []
+    for prompt, answer in PAIRS:
+        text = [*prompt, *answer]
+        padded = np.array([text + [0] * (LENGTH - len(text))], np.int32)
+        segment = np.where(np.arange(LENGTH) < len(text), 0, -1)[None]
+        logp = np.asarray(scores(weights, padded, segment))
+        total += [-logp[t - 1, text[t]] for t in range(len(prompt), len(text))]
+    assert len(total) == 10
+    np.testing.assert_allclose(metrics["train/loss"], np.mean(total), rtol=1e-5)
+
+
+def test_accumulation_does_not_change_the_numbers(state, tiny, mesh1, weights):
+    batch = supervised_batch(PAIRS, LENGTH)
+    whole, a = step(state, batch, tiny)
+    parts, b = step(init_state(weights, tiny, ADAM, mesh1), batch, tiny, accumulate=2)
+    np.testing.assert_allclose(a["train/loss"], b["train/loss"], rtol=1e-6)
+    np.testing.assert_allclose(a["train/grad_norm"], b["train/grad_norm"], rtol=1e-5)
+    # Adam's first moment is a tenth of the gradient.
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-7),
+        whole.opt_state[0].mu,
+        parts.opt_state[0].mu,
+    )
+    assert whole.step == parts.step == 1
+
+
+def test_a_tiny_mapping_is_learnt(state, tiny):
+    batch = supervised_batch(PAIRS, LENGTH)
+    state, loss = train(state, [batch] * 30, tiny, ADAM, unconstrained)
+    assert loss < 0.2 < 2 < np.log(16)  # from about ln 16, which is 2.8
+    assert state.step == 30
+
+
+def test_no_batch_is_no_training(state, tiny, weights):
+    state, loss = train(state, [], tiny, ADAM, unconstrained)
+    assert np.isnan(loss) and state.step == 0
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), weights)
