@@ -51,9 +51,9 @@ def _say_failed_saves_once() -> None:
     raising it; the message that `checkpoint.disk_errors` makes of it is enough."""
     for library in ("absl", "asyncio"):
         logging.getLogger(library).setLevel(logging.CRITICAL)
-    sys.excepthook = _excepthook
+    sys.unraisablehook = _unraisable
 
 
-def _excepthook(kind, error, trace) -> None:
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+def _unraisable(told) -> None:
+    if str(told.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(told)

@@ -181,3 +181,25 @@ def test_prompts_to_avoid_never_come():
     assert len(seen) > 280
     got = {p for p, _ in noisy_examples(rng, [2], 0.1, 2000, avoid)}
     assert not got & avoid and len(got) > 100
+
+
+def test_a_width_pads_prompts_and_spaces_results():
+    config = ArithmeticConfig(numbers=(2, 4), width=5, train_rows=20, held_out_rows=10)
+    task = load_task(config, seed=0)
+    assert arithmetic.layout("3+4*2=", "74", 5) == ("3+4*2=====", "7=4.")
+    for row in [*task.train, *task.held_out]:
+        chain = row.prompt.rstrip("=") + "="
+        prompt, response = arithmetic.layout(chain, solve(chain), 5)
+        assert row.prompt == prompt and len(prompt) == len(row.prompt_tokens) == 10
+        assert row.gold == extract(response, task.answer.pattern)
+        assert len(response) == {4: 2, 8: 6}[len(chain)]
+    assert arithmetic.response_tokens(config) == 6
+    assert arithmetic.response_tokens(SMALL) == 5
+    # Padded prompts are what is avoided, and what is given.
+    rng = np.random.default_rng(0)
+    avoid = {row.prompt for row in task.held_out}
+    pairs = noisy_examples(rng, [2], 0.0, 2000, avoid, width=5)
+    assert not {p for p, _ in pairs} & avoid
+    assert all(len(p) == 10 and r == solve(p.rstrip("=") + "=") + "." for p, r in pairs)
+    with pytest.raises(UserError, match=r"task\.width=3"):
+        ArithmeticConfig(numbers=(4,), width=3)
