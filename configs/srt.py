@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
-from selfevolve_jax.srt.recipe import SRTRecipe
+from selfevolve_jax.srt.recipe import BaseConfig, SRTRecipe
+from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.trainer import TrainerConfig
 
 
@@ -40,4 +41,27 @@ def collapse() -> SRTRecipe:
     """
     return SRTRecipe(
         trainer=_small_trainer(300, 1e-3, max_new_tokens=6), arms=("srt", "ground_truth")
+    )
+
+
+def harder_level() -> SRTRecipe:
+    """Warm start on chains of 2 to 4 numbers, SRT on chains of 6: greedy accuracy itself rises.
+
+    The base has never seen the length: it stops too early or too late, and stumbles over the first
+    step, whose operand stands further away than ever before. Those errors scatter, so the vote is
+    right more often than a sample is.
+
+    selfevolve srt harder-level
+    """
+    base = BaseConfig(
+        numbers=(2, 3, 4),
+        noise=0.1,
+        steps=600,
+        batch=128,
+        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.0, clip_norm=None),
+    )
+    return SRTRecipe(
+        task=ArithmeticConfig(numbers=(6,), width=6),
+        policy=base,
+        trainer=_small_trainer(100, 1e-4, max_new_tokens=12),
     )

@@ -181,9 +181,9 @@ def _block(
 
 
 def _embed(params: Params, tokens_BxT: jax.Array, cfg: ModelConfig, constrain: Constrain):
-    return constrain(
-        params.embed[tokens_BxT].astype(jnp.dtype(cfg.dtype)), ("batch", "length", None)
-    )
+    # Gathered over d_model first: from a table split both ways XLA would replicate the result.
+    table_VxD = constrain(params.embed.astype(jnp.dtype(cfg.dtype)), ("vocab", None))
+    return constrain(table_VxD[tokens_BxT], ("batch", "length", None))
 
 
 _REMAT_POLICIES = {

@@ -31,13 +31,14 @@ def optimiser(model):
 
 @pytest.fixture(scope="module")
 def trained(tiny, mesh1):
-    """A state in which no array is zero, so that a wrong or missing one shows."""
-    tx = optimiser(tiny)
-    params = state.init_params(tiny, jax.random.key(0), mesh1)
-    grads = jax.tree.map(lambda p: jax.numpy.sin(p) + 0.25, params)
-    fresh = state.init_state(params, tiny, tx, mesh1)
-    _, opt_state = tx.update(grads, fresh.opt_state, params)
-    return state.TrainState(jax.numpy.int32(8), params, opt_state)
+    """A state in which no two arrays are the same, so that a wrong or missing one shows."""
+    rng = np.random.default_rng(0)
+
+    def filled(leaf):
+        values = rng.normal(0, 9, leaf.shape).astype(leaf.dtype)
+        return jax.device_put(values, leaf.sharding)
+
+    return jax.tree.map(filled, state.abstract_state(tiny, optimiser(tiny), mesh1))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_another_mesh_and_back_is_exact(saved, trained, tiny, mesh1, mesh8, tmp_
 def test_a_save_is_of_its_moment_whatever_happens_after(trained, tiny, mesh1, tmp_path):
     """The next update donates the buffers and moves on in `progress` while the save is written."""
     spoil = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 7, s), donate_argnums=0)
-    mine = jax.tree.map(lambda x: jax.numpy.array(np.asarray(x)), trained)
+    mine = jax.jit(lambda s: jax.tree.map(jax.numpy.copy, s))(trained)
     progress = {"position": 5, "best": {"step": 1, "mean": 0.5}}
     checkpoints = checkpoint.open_checkpoints(tmp_path / "c", 1)
     checkpoint.save_async(checkpoints, mine, 8, progress)
@@ -137,7 +138,7 @@ def test_another_shape_is_refused_with_both(saved, mesh1):
     wider = ModelConfig(
         vocab_size=16, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64
     )
-    with pytest.raises(UserError, match=r"params\.\S+ is \(2, 32, 48\) there and \(2, 32, 64\)"):
+    with pytest.raises(UserError, match=r"layers\.down is \(2, 48, 32\) there and \(2, 64, 32\)"):
         restore(saved / checkpoint.LATEST, wider, mesh1)
 
 
@@ -149,6 +150,8 @@ def test_a_half_written_checkpoint_is_ignored_and_cleared(saved, trained, tiny, 
     assert not partial.exists()
 
 
+# Orbax leaves a coroutine behind when a read fails
+@pytest.mark.filterwarnings("ignore:coroutine")
 @pytest.mark.parametrize(
     "victim",
     ["params/_METADATA", "params/manifest.ocdbt", "params/ocdbt.process_0", "train/d", "progress"],

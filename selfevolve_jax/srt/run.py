@@ -14,6 +14,7 @@ import jax
 from etils import epath
 
 from selfevolve_jax import checkpoint, run_dir, sharding, trainer
+from selfevolve_jax.errors import UserError
 from selfevolve_jax.report.html import write_report
 from selfevolve_jax.srt.base import get_base
 from selfevolve_jax.srt.recipe import ARMS, BaseConfig, SRTRecipe
@@ -87,6 +88,12 @@ def load(recipe: SRTRecipe, mesh, say) -> tuple[Task, checkpoint.Policy]:
     if isinstance(recipe.policy, BaseConfig):
         assert isinstance(recipe.task, arithmetic.ArithmeticConfig)  # the recipe checks it
         task = arithmetic.load_task(recipe.task, recipe.seed)
+        size, known = recipe.policy.model.vocab_size, len(task.tokenizer)
+        if size < known:
+            raise UserError(
+                f"policy.model.vocab_size={size} is less than the tokenizer's {known} tokens. Use "
+                f"{known} or more."
+            )
         return task, get_base(recipe.policy, task, recipe.task.width, recipe.seed, mesh, say)
     policy = checkpoint.load_policy(recipe.policy.path, mesh)
     return load_task(recipe.task, policy.tokenizer, recipe.seed), policy
@@ -95,7 +102,13 @@ def load(recipe: SRTRecipe, mesh, say) -> tuple[Task, checkpoint.Policy]:
 def load_task(config, tokenizer, seed: int) -> Task:
     """Any of the three kinds of task, by the type of its config."""
     if isinstance(config, arithmetic.ArithmeticConfig):
-        return arithmetic.load_task(config, seed)
+        task = arithmetic.load_task(config, seed)
+        if tokenizer.get_vocab() != task.tokenizer.get_vocab():
+            raise UserError(
+                "the arithmetic task has a tokenizer of its own, and the policy was trained with "
+                "another. Use a policy trained on this task, or a task of text."
+            )
+        return task
     if isinstance(config, gym.GymConfig):
         return gym.load_task(config, tokenizer, seed)
     return dataset.load_task(config, tokenizer)
