@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            print(USAGE.format(recipes=", ".join(_recipe_names("configs.srt"))), end="")
+            names = ", ".join(n.replace("_", "-") for n in _recipe_names("configs.srt"))
+            print(USAGE.format(recipes=names), end="")
         elif arguments[0] not in commands:
             raise UserError(
                 f"command {arguments[0]!r} is unknown; choose one of {', '.join(commands)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import jax
 import tyro
@@ -28,7 +29,8 @@ class Evaluate:
     checkpoint: a run's arm, one of its checkpoints/STEP, or its best. suite: by default the held-out
     rows of the run that the checkpoint belongs to; or a .jsonl, .json or .parquet file, a folder, or
     a hub data set, whose every row is then asked. limit: only the first so many rows. out: also
-    write the figures and every sample there, as JSON.
+    write the figures and every sample there, as JSON. pattern, equivalence: how an answer in the
+    suite is read and compared; a regular expression or "boxed", "exact" or "math".
     """
 
     checkpoint: tyro.conf.Positional[str]
@@ -42,6 +44,8 @@ class Evaluate:
     answer_column: str = "answer"
     chat: bool = False
     suffix: str = ""
+    pattern: str = "boxed"
+    equivalence: Literal["exact", "math"] = "math"
     sampling: Sampling = field(default_factory=Sampling)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -65,7 +69,7 @@ def evaluate(options: Evaluate) -> dict[str, float]:
         if not (folder / run_dir.CONFIG).exists():
             raise UserError(f"{folder} is not a run, so it has no held-out rows. Give a --suite.")
         stored = run_dir.read_config(folder)["config"]
-        task = load_task(task_config(stored["task"]), policy.tokenizer, stored["seed"])
+        task = load_task(task_config(stored["task"]), policy, stored["seed"])
         rows, limit = task.held_out, limit or stored["trainer"]["max_new_tokens"]
     else:
         data = DataConfig(
@@ -75,8 +79,10 @@ def evaluate(options: Evaluate) -> dict[str, float]:
             answer_column=options.answer_column,
             chat=options.chat,
             suffix=options.suffix,
+            pattern=options.pattern,
+            equivalence=options.equivalence,
         )
-        task = load_task(data, policy.tokenizer, options.seed)
+        task = load_task(data, policy, options.seed)
         rows = task.train
     rows = list(rows[: options.limit])
     with Equivalence(task.answer.equivalence) as equivalence:

@@ -49,7 +49,7 @@ def open_checkpoints(folder: epath.PathLike, keep: int) -> ocp.training.Checkpoi
     """A checkpointer that keeps the newest `keep` steps. Half-written ones of a killed run go."""
     with disk_errors(folder):
         return ocp.training.Checkpointer(
-            epath.Path(folder),
+            run_dir.absolute(folder),
             # Orbax's protocol and its own policy name an argument differently.
             preservation_policy=ocp.training.preservation_policies.LatestN(keep),  # pyright: ignore
             cleanup_tmp_directories=True,
@@ -131,7 +131,7 @@ def save_policy_files(
 def find_policy(path: epath.PathLike) -> tuple[epath.Path, epath.Path]:
     """(policy folder, checkpoint step folder) for a path to either. A policy folder means its newest
     checkpoint; give FOLDER/best/STEP, or FOLDER/best, for the best. UserError if there is none."""
-    path = epath.Path(path)
+    path = run_dir.absolute(path)
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist.")
     for folder in (path, path.parent, path.parent.parent):

@@ -316,6 +316,12 @@ def disk_errors(path: epath.Path) -> Iterator[None]:
         raise
 
 
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """`path` from the root of its file system: Orbax takes no other, and a run must not move when
+    the process changes its working directory."""
+    return epath.Path(path) if is_remote(path) else epath.Path(os.path.abspath(path))
+
+
 def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 

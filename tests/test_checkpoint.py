@@ -67,7 +67,9 @@ def restore(folder, model, mesh):
 
 
 def assert_same(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other
+    )
 
 
 def test_nothing_saved_restores_nothing(tmp_path, tiny, mesh1):
@@ -211,7 +213,9 @@ def test_find_policy(saved, trained, tmp_path):
 
 
 @pytest.mark.parametrize("wrapped", [True, False])
-def test_a_full_disk_while_saving_is_a_disk_error(saved, trained, tiny, mesh1, tmp_path, wrapped, monkeypatch):
+def test_a_full_disk_while_saving_is_a_disk_error(
+    saved, trained, tiny, mesh1, tmp_path, wrapped, monkeypatch
+):
     """Raised where the wait is, in whatever type; the older checkpoint stays restorable."""
     folder = shutil.copytree(saved / checkpoint.LATEST, tmp_path / "c")
     checkpoints = checkpoint.open_checkpoints(folder, 2)

@@ -33,9 +33,9 @@ TINY = (
     "--trainer.prompts-per-step 4 --trainer.samples-per-prompt 4 --trainer.shared-prompt 1 "
     f"--trainer.max-new-tokens 5 --trainer.eval-samples 2 --trainer.steps {STEPS} "
     "--trainer.save-every 2 --trainer.eval-every 3 --trainer.rollout.slots 16 --arms srt"
-).split()
+)
 # π_old and π_ref are then state of their own: scored before the update, held from the start.
-OFF_POLICY = "--trainer.grpo.kl-coef 0.1 --trainer.grpo.minibatches 2".split()
+OFF_POLICY = "--trainer.grpo.kl-coef 0.1 --trainer.grpo.minibatches 2"
 
 
 def arrays(step_folder):
@@ -148,7 +148,7 @@ def command(tmp_path_factory):
     }
 
     def start(folder, *options):
-        arguments = ("srt", "quickstart", *TINY, "--run-dir", str(folder), *options)
+        arguments = ("srt", "quickstart", *TINY.split(), "--run-dir", str(folder), *options)
         return subprocess.Popen(
             [sys.executable, "-m", "launch.cli", *arguments],
             cwd=ROOT,
@@ -180,7 +180,9 @@ def lines_in(file):
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("options", [[], OFF_POLICY], ids=["on-policy", "minibatches-and-kl"])
+@pytest.mark.parametrize(
+    "options", [[], OFF_POLICY.split()], ids=["on-policy", "minibatches-and-kl"]
+)
 def test_killed_three_times_and_resumed(command, tmp_path, options):
     """SIGKILL after a random step, in the middle of a checkpoint, and after another random step."""
     reference, killed = tmp_path / "reference", tmp_path / "killed"
@@ -207,7 +209,7 @@ def test_killed_three_times_and_resumed(command, tmp_path, options):
         deaths += process.returncode == -signal.SIGKILL
         resume = ["--resume"] if (killed / run_dir.CONFIG).exists() else []
     assert deaths == 3
-    out, _ = finish(command(killed, *options, *resume))
+    finish(command(killed, *options, *resume))
     assert_same_run(arm, reference / "arms" / "srt")
     one, other = (run_dir.read_summary(run)["arms"] for run in (killed, reference))
     assert one == other

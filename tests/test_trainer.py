@@ -66,7 +66,15 @@ def params(mesh1):
 def train(task, params, mesh1):
     def run(folder, judge="majority", config=CONFIG, task=task):
         return trainer.train(
-            params, MODEL, task, judge, config, seed=0, mesh=mesh1, folder=epath.Path(folder), title="t"
+            params,
+            MODEL,
+            task,
+            judge,
+            config,
+            seed=0,
+            mesh=mesh1,
+            folder=epath.Path(folder),
+            title="t",
         )
 
     return run
@@ -96,7 +104,9 @@ def at_step(monkeypatch, step, act):
 
 
 def assert_same(one, other):
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), one, other
+    )
 
 
 def differ(one, other):
@@ -264,11 +274,13 @@ def small_disk(tmp_path):
 
 # TensorStore's threads go on telling of it after the wait has ended
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine")
-@pytest.mark.parametrize(("left", "named"), [(0, "metrics.jsonl"), (40_000, "saving a checkpoint")])
+@pytest.mark.parametrize(
+    ("left", "named"), [(0, "step_000005.jsonl"), (40_000, "saving a checkpoint")]
+)
 def test_a_full_disk_stops_the_run_and_costs_nothing(
     train, reference, small_disk, monkeypatch, left, named
 ):
-    """With no room at all a log line fails; with a little, a checkpoint that is written behind."""
+    """With no room at all the samples fail; with a little, a checkpoint that is written behind."""
     ballast = small_disk / "ballast"
 
     def fill(verdict):

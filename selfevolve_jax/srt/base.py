@@ -21,6 +21,7 @@ import models
 import selfevolve_jax
 from models import decoder
 from selfevolve_jax import checkpoint, sft, sharding
+from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import decay_mask, make_optimizer
 from selfevolve_jax.rollout.engine import bucket
 from selfevolve_jax.run_dir import disk_errors
@@ -79,6 +80,14 @@ def get_base(
 def _make(
     config: BaseConfig, task: Task, width: int, seed: int, mesh: Mesh, folder: Path, say
 ) -> None:
+    try:
+        with disk_errors(epath.Path(folder)):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(
+            f"the cache's folder {folder.parent} cannot be made: {error}. Set SELFEVOLVE_CACHE to a "
+            "folder."
+        ) from error
     tx = make_optimizer(
         config.optimizer, config.steps, decay_mask(decoder.abstract_params(config.model))
     )
@@ -92,14 +101,14 @@ def _make(
         sharding.constrainer(mesh),
     )
     with disk_errors(epath.Path(folder)):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         partial = tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
     try:
         checkpoint.save_policy_files(partial, config.model, task.tokenizer, task.stop_tokens)
         saved = checkpoint.open_checkpoints(Path(partial) / checkpoint.LATEST, 1)
-        checkpoint.save_async(saved, state, 0, {"last_loss": loss})
-        checkpoint.finish(saved)
-        checkpoint.close(saved)
+        try:
+            checkpoint.save_async(saved, state, 0, {"last_loss": loss})
+        finally:
+            checkpoint.close(saved)  # or it would go on writing into the folder that is removed
         try:
             os.rename(partial, folder)
         except OSError:  # another process was quicker, with the same weights

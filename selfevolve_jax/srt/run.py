@@ -39,7 +39,7 @@ def run(
     mesh = sharding.make_mesh(recipe.mesh)
     trainer.check_batch(recipe.trainer, mesh)  # before any folder is made or weight loaded
     config = run_dir.jsonable(recipe)
-    folder = epath.Path(folder)
+    folder = run_dir.absolute(folder)
     run_dir.check(folder, config, resume, MAY_CHANGE)
     task, policy = load(recipe, mesh, say=_say if main else lambda text: None)
     if main:
@@ -96,22 +96,26 @@ def load(recipe: SRTRecipe, mesh, say) -> tuple[Task, checkpoint.Policy]:
             )
         return task, get_base(recipe.policy, task, recipe.task.width, recipe.seed, mesh, say)
     policy = checkpoint.load_policy(recipe.policy.path, mesh)
-    return load_task(recipe.task, policy.tokenizer, recipe.seed), policy
+    return load_task(recipe.task, policy, recipe.seed), policy
 
 
-def load_task(config, tokenizer, seed: int) -> Task:
-    """Any of the three kinds of task, by the type of its config."""
+def load_task(
+    config: arithmetic.ArithmeticConfig | dataset.DataConfig | gym.GymConfig,
+    policy: checkpoint.Policy,
+    seed: int,
+) -> Task:
+    """Any of the three kinds of task, by the type of its config, for a policy that will read it."""
     if isinstance(config, arithmetic.ArithmeticConfig):
         task = arithmetic.load_task(config, seed)
-        if tokenizer.get_vocab() != task.tokenizer.get_vocab():
+        if policy.tokenizer.get_vocab() != task.tokenizer.get_vocab():
             raise UserError(
                 "the arithmetic task has a tokenizer of its own, and the policy was trained with "
                 "another. Use a policy trained on this task, or a task of text."
             )
         return task
     if isinstance(config, gym.GymConfig):
-        return gym.load_task(config, tokenizer, seed)
-    return dataset.load_task(config, tokenizer)
+        return gym.load_task(config, policy.tokenizer, seed, policy.stop_tokens)
+    return dataset.load_task(config, policy.tokenizer, policy.stop_tokens)
 
 
 def headline(summary: dict) -> str:

@@ -89,8 +89,9 @@ class DataConfig:
                 ) from error
 
 
-def load_task(config: DataConfig, tokenizer: Any) -> Task:
-    """Reads, checks, tokenizes and splits. Row ids are indices in `path`; those of held_out_path go
+def load_task(config: DataConfig, tokenizer: Any, known_stops: Sequence[int] = ()) -> Task:
+    """Reads, checks, tokenizes and splits. known_stops: tokens that the policy is known to end with,
+    beside the tokenizer's own. Row ids are indices in `path`; those of held_out_path go
     on where they end. UserError names file, row and reason for the first bad row."""
     train_problems = _problems(config, config.path, config.subset, config.split, config.limit)
     train, dropped = _rows(config, tokenizer, train_problems, config.path)
@@ -121,7 +122,7 @@ def load_task(config: DataConfig, tokenizer: Any) -> Task:
         train=train,
         held_out=held_out,
         tokenizer=tokenizer,
-        stop_tokens=stop_tokens(tokenizer, chat=config.chat),
+        stop_tokens=stop_tokens(tokenizer, chat=config.chat, known=known_stops),
         answer=AnswerSpec(config.pattern, config.equivalence),
         counts=counts,
     )

@@ -20,7 +20,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -49,10 +49,13 @@ class GymConfig:
     equivalence: Literal["exact", "math"] = "exact"
 
 
-def load_task(config: GymConfig, tokenizer: Any, seed: int) -> Task:
-    """The task that `config` names; see `gym_task`."""
+def load_task(
+    config: GymConfig, tokenizer: Any, seed: int, known_stops: Sequence[int] = ()
+) -> Task:
+    """The task that `config` names; see `gym_task`. known_stops: tokens that the policy is known to
+    end with, beside the tokenizer's own."""
     fields = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    return gym_task(fields.pop("name"), tokenizer, seed=seed, **fields)
+    return gym_task(fields.pop("name"), tokenizer, seed=seed, known_stops=known_stops, **fields)
 
 
 def gym_task(
@@ -69,6 +72,7 @@ def gym_task(
     max_prompt_tokens: int = 1024,
     pattern: str = "boxed",
     equivalence: Literal["exact", "math"] = "exact",
+    known_stops: Sequence[int] = (),
 ) -> Task:
     """`size` training and `held_out` distinct held-out problems of reasoning-gym's task `name`.
 
@@ -123,7 +127,7 @@ def gym_task(
         train=rows["train"],
         held_out=rows["held_out"],
         tokenizer=tokenizer,
-        stop_tokens=stop_tokens(tokenizer, chat=chat),
+        stop_tokens=stop_tokens(tokenizer, chat=chat, known=known_stops),
         answer=AnswerSpec(pattern, equivalence),
         counts={"prompt_too_long": dropped, "no_gold": no_gold},
     )

@@ -49,11 +49,15 @@ def render_prompt(
     )
 
 
-def stop_tokens(tokenizer: Any, *, chat: bool = False) -> tuple[int, ...]:
-    """Ids that end a response: the tokenizer's EOS and, if `chat`, what its template puts after an
-    assistant turn (base checkpoints often carry a template whose end-of-turn is not their EOS).
-    UserError if there is neither."""
-    found = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+def stop_tokens(
+    tokenizer: Any, *, chat: bool = False, known: Sequence[int] = ()
+) -> tuple[int, ...]:
+    """Ids that end a response: those `known` of the policy, the tokenizer's EOS and, if `chat`, what
+    its template puts after an assistant turn (base checkpoints often carry a template whose
+    end-of-turn is not their EOS). UserError if there is none."""
+    found = list(known)
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in found:
+        found.append(int(tokenizer.eos_token_id))
     if chat:
         mark = "selfevolve"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": mark}]
