@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import time
-from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -23,16 +21,14 @@ from jax.sharding import Mesh
 
 from models import decoder
 from models.config import ModelConfig
-from selfevolve_jax import checkpoint, compiles, evaluate, sharding
+from selfevolve_jax import checkpoint, compiles, evaluate, sharding, step_log
 from selfevolve_jax import run_dir as files
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import build_batch
 from selfevolve_jax.grpo.config import GRPOConfig
 from selfevolve_jax.grpo.update import score as trainer_logprobs
 from selfevolve_jax.grpo.update import update_step
-from selfevolve_jax.judges.base import Verdict
 from selfevolve_jax.judges.equivalence import Equivalence
-from selfevolve_jax.judges.ground_truth import label_accuracy, sample_accuracy
 from selfevolve_jax.judges.registry import make_judge
 from selfevolve_jax.metrics import MetricLog, Terminal
 from selfevolve_jax.optimizer import (
@@ -41,10 +37,10 @@ from selfevolve_jax.optimizer import (
     learning_rate,
     make_optimizer,
 )
-from selfevolve_jax.rollout.engine import RolloutConfig, Samples, generate
+from selfevolve_jax.rollout.engine import RolloutConfig, generate
 from selfevolve_jax.rollout.sampling import Sampling, check_sampling
 from selfevolve_jax.state import abstract_state, init_state
-from selfevolve_jax.tasks.base import Row, Task, batch_at
+from selfevolve_jax.tasks.base import Task, batch_at
 
 # Purposes of random keys; each is folded into the seed before anything else.
 ROLLOUT, HELD_OUT = 1, 2
@@ -260,7 +256,7 @@ def train(
             terminal.step(step, metrics)
 
         for step in range(int(state.step) + 1, config.steps + 1):
-            clock = _Clock()
+            clock = step_log.Clock()
             jax.block_until_ready(state.step)  # the rollout needs it anyway; so the split is true
             clock.lap("update_wait")
             rows = batch_at(task.train, seed, progress["position"], config.prompts_per_step)
@@ -310,12 +306,12 @@ def train(
             clock.lap("update_dispatch")
             progress["position"] += len(rows)
             settle()
-            host_metrics: dict[str, Any] = _sample_metrics(
-                rows, texts, samples, verdict, equivalence, gold_known
+            host_metrics: dict[str, Any] = step_log.sample_metrics(
+                rows, samples, verdict, equivalence, gold_known
             )
             if main:
                 files.write_samples(
-                    folder, step, _sample_records(step, rows, texts, samples, verdict)
+                    folder, step, step_log.sample_records(step, rows, texts, samples, verdict)
                 )
             clock.lap("log")
             host_metrics |= clock.metrics(int(samples.lengths_RxG.sum()))
@@ -331,7 +327,7 @@ def train(
                 if mean is not None and (not progress["best"] or mean > progress["best"]["mean"]):
                     progress["best"] = {"step": step, "mean": mean}
                     checkpoint.save_async(best, state, step, progress)
-                terminal.samples(_shown(rows, texts, verdict))
+                terminal.samples(step_log.shown(rows, texts, verdict))
             if last or stopping or step % config.save_every == 0:
                 settle()
                 log.flush()
@@ -351,102 +347,6 @@ def train(
 
 def _key(seed: int, purpose: int, step: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
-
-
-class _Clock:
-    """Seconds of each part of a step, by name. `update_wait` is what was left of the step before's
-    update when this step began, so the parts of a long run add up to its time."""
-
-    def __init__(self) -> None:
-        self.start = self.last = time.perf_counter()
-        self.parts: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.parts[f"time/{name}_s"], self.last = now - self.last, now
-
-    def metrics(self, sampled_tokens: int) -> dict[str, float]:
-        total = self.last - self.start
-        return self.parts | {
-            "time/step": total,
-            "throughput/tokens_per_s": sampled_tokens / total,
-        }
-
-
-def _sample_metrics(
-    rows: Sequence[Row],
-    texts: list[list[str]],
-    samples: Samples,
-    verdict: Verdict,
-    equivalence: Equivalence,
-    gold_known: bool,
-) -> dict[str, float]:
-    """What the host knows of a step: rewards, votes, lengths and, where gold exists, the truth."""
-    metrics = {
-        "reward/mean": _mean(verdict.rewards_RxG[verdict.trained_RxG]),
-        "judge/majority_fraction": _mean(verdict.majority_fraction_R),
-        "judge/vote_entropy": _mean([_entropy(v.values()) for v in verdict.votes]),
-        "judge/parsed": _mean([[a is not None for a in group] for group in verdict.answers]),
-        "judge/timeouts": float(verdict.timeouts),
-        "judge/trained_fraction": _mean(verdict.trained_RxG),
-        "response/length_mean": _mean(samples.lengths_RxG),
-        "response/length_max": float(samples.lengths_RxG.max()),
-        "response/cut_off": _mean(~samples.stopped_RxG),
-    }
-    metrics |= {f"reward/{k}": _mean(v) for k, v in verdict.parts.items()}
-    if gold_known:
-        metrics["judge/label_accuracy"] = float(
-            np.nanmean(label_accuracy(rows, verdict, equivalence))
-        )
-        metrics["reward/gold"] = _mean(sample_accuracy(rows, verdict, equivalence))
-    return metrics
-
-
-def _entropy(counts: Any) -> float:
-    """Entropy in nats of the votes for parsed answers; 0 without any."""
-    p = np.asarray(list(counts), np.float64)
-    p = p / p.sum() if p.size else p
-    return float(-(p * np.log(p)).sum())
-
-
-def _mean(values: Any) -> float:
-    values = np.asarray(values, np.float64)
-    return float(values.mean()) if values.size else 0.0
-
-
-def _sample_records(step, rows, texts, samples: Samples, verdict: Verdict) -> list[dict[str, Any]]:
-    """Every rollout of a step with every named reward part, as the samples log keeps it."""
-    return [
-        {
-            "step": step,
-            "row": row.id,
-            "prompt": row.prompt,
-            "gold": row.gold,
-            "pseudo_label": verdict.pseudo_labels[r],
-            "majority_fraction": float(verdict.majority_fraction_R[r]),
-            "votes": dict(verdict.votes[r]),
-            "samples": [
-                {
-                    "text": text,
-                    "answer": verdict.answers[r][g],
-                    "reward": float(verdict.rewards_RxG[r, g]),
-                    "trained": bool(verdict.trained_RxG[r, g]),
-                    "parts": {k: float(v[r, g]) for k, v in verdict.parts.items()},
-                    "length": int(samples.lengths_RxG[r, g]),
-                    "stopped": bool(samples.stopped_RxG[r, g]),
-                }
-                for g, text in enumerate(texts[r])
-            ],
-        }
-        for r, row in enumerate(rows)
-    ]
-
-
-def _shown(rows, texts, verdict: Verdict) -> list[tuple[str, str, float]]:
-    return [
-        (row.prompt, texts[r][0], float(verdict.rewards_RxG[r, 0]))
-        for r, row in enumerate(rows[:3])
-    ]
 
 
 def _stop_if_broken(step: int, metrics: dict[str, Any], folder: epath.Path) -> None:

@@ -198,6 +198,25 @@ def test_label_free_judges_train_alike_whatever_the_gold(train, reference, task,
     assert differ(right, wronged)
 
 
+@pytest.mark.parametrize("judge", ["majority", "random", "format", "soft_majority", "ground_truth"])
+def test_only_the_ground_truth_judge_is_handed_gold(train, tmp_path, monkeypatch, judge):
+    make, seen = trainer.make_judge, []
+
+    def make_judge(*args, **kwargs):
+        judge, needs_gold = make(*args, **kwargs)
+
+        def watched(rows, texts, step):
+            seen.extend(row.gold for row in rows)
+            return judge(rows, texts, step)
+
+        return watched, needs_gold
+
+    monkeypatch.setattr(trainer, "make_judge", make_judge)
+    train(tmp_path, judge)
+    assert len(seen) == 24
+    assert all((gold is not None) == (judge == "ground_truth") for gold in seen)
+
+
 def test_without_gold_nothing_is_scored(train, reference, task, tmp_path):
     bare = replace(
         task,

@@ -1,0 +1,110 @@
+"""What the host knows of a training step: seconds, rewards, votes, and every sample for the log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from selfevolve_jax.judges.base import Verdict
+from selfevolve_jax.judges.equivalence import Equivalence
+from selfevolve_jax.judges.ground_truth import label_accuracy, sample_accuracy
+from selfevolve_jax.rollout.engine import Samples
+from selfevolve_jax.tasks.base import Row
+
+
+class Clock:
+    """Seconds of each part of a step, by name. `update_wait` is what was left of the step before's
+    update when this step began, so the parts of a long run add up to its time."""
+
+    def __init__(self) -> None:
+        self.start = self.last = time.perf_counter()
+        self.parts: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.parts[f"time/{name}_s"], self.last = now - self.last, now
+
+    def metrics(self, sampled_tokens: int) -> dict[str, float]:
+        total = self.last - self.start
+        return self.parts | {
+            "time/step": total,
+            "throughput/tokens_per_s": sampled_tokens / total,
+        }
+
+
+def sample_metrics(
+    rows: Sequence[Row],
+    samples: Samples,
+    verdict: Verdict,
+    equivalence: Equivalence,
+    gold_known: bool,
+) -> dict[str, float]:
+    """What the host knows of a step: rewards, votes, lengths and, where gold exists, the truth."""
+    metrics = {
+        "reward/mean": _mean(verdict.rewards_RxG[verdict.trained_RxG]),
+        "judge/majority_fraction": _mean(verdict.majority_fraction_R),
+        "judge/vote_entropy": _mean([_entropy(v.values()) for v in verdict.votes]),
+        "judge/parsed": _mean([[a is not None for a in group] for group in verdict.answers]),
+        "judge/timeouts": float(verdict.timeouts),
+        "judge/trained_fraction": _mean(verdict.trained_RxG),
+        "response/length_mean": _mean(samples.lengths_RxG),
+        "response/length_max": float(samples.lengths_RxG.max()),
+        "response/cut_off": _mean(~samples.stopped_RxG),
+    }
+    metrics |= {f"reward/{k}": _mean(v) for k, v in verdict.parts.items()}
+    if gold_known:
+        metrics["judge/label_accuracy"] = float(
+            np.nanmean(label_accuracy(rows, verdict, equivalence))
+        )
+        metrics["reward/gold"] = _mean(sample_accuracy(rows, verdict, equivalence))
+    return metrics
+
+
+def _entropy(counts: Any) -> float:
+    """Entropy in nats of the votes for parsed answers; 0 without any."""
+    p = np.asarray(list(counts), np.float64)
+    p = p / p.sum() if p.size else p
+    return float(-(p * np.log(p)).sum())
+
+
+def _mean(values: Any) -> float:
+    values = np.asarray(values, np.float64)
+    return float(values.mean()) if values.size else 0.0
+
+
+def sample_records(step, rows, texts, samples: Samples, verdict: Verdict) -> list[dict[str, Any]]:
+    """Every rollout of a step with every named reward part, as the samples log keeps it."""
+    return [
+        {
+            "step": step,
+            "row": row.id,
+            "prompt": row.prompt,
+            "gold": row.gold,
+            "pseudo_label": verdict.pseudo_labels[r],
+            "majority_fraction": float(verdict.majority_fraction_R[r]),
+            "votes": dict(verdict.votes[r]),
+            "samples": [
+                {
+                    "text": text,
+                    "answer": verdict.answers[r][g],
+                    "reward": float(verdict.rewards_RxG[r, g]),
+                    "trained": bool(verdict.trained_RxG[r, g]),
+                    "parts": {k: float(v[r, g]) for k, v in verdict.parts.items()},
+                    "length": int(samples.lengths_RxG[r, g]),
+                    "stopped": bool(samples.stopped_RxG[r, g]),
+                }
+                for g, text in enumerate(texts[r])
+            ],
+        }
+        for r, row in enumerate(rows)
+    ]
+
+
+def shown(rows, texts, verdict: Verdict) -> list[tuple[str, str, float]]:
+    return [
+        (row.prompt, texts[r][0], float(verdict.rewards_RxG[r, 0]))
+        for r, row in enumerate(rows[:3])
+    ]
