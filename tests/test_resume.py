@@ -32,7 +32,8 @@ TINY = (
     "--policy.numbers 4 --task.numbers 4 --task.train-rows 64 --task.held-out-rows 8 "
     "--trainer.prompts-per-step 4 --trainer.samples-per-prompt 4 --trainer.shared-prompt 1 "
     f"--trainer.max-new-tokens 5 --trainer.eval-samples 2 --trainer.steps {STEPS} "
-    "--trainer.save-every 2 --trainer.eval-every 3 --trainer.rollout.slots 16 --arms srt"
+    "--trainer.save-every 2 --trainer.eval-every 3 --trainer.rollout.slots 16 --arms srt "
+    "--trainer.optimizer.learning-rate 1e-3"
 )
 # π_old and π_ref are then state of their own: scored before the update, held from the start.
 OFF_POLICY = "--trainer.grpo.kl-coef 0.1 --trainer.grpo.minibatches 2"
