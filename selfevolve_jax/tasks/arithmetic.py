@@ -89,11 +89,12 @@ def draw_chain(rng: np.random.Generator, numbers: int) -> str:
 
 def _rows(rng: np.random.Generator, config: ArithmeticConfig, n: int, taken: set[str], encode):
     """n rows with prompts that no other row has; the lengths take turns."""
-    lengths = [config.numbers[i % len(config.numbers)] for i in range(n)]
+    turns = len(config.numbers)
     for k in config.numbers:
         space = 10**k * len(_OPS) ** (k - 1)
         # The text of k digits, k − 1 signs and "=" is 2k long.
-        asked = sum(len(chain) == 2 * k for chain in taken) + lengths.count(k)
+        asked = sum(len(chain) == 2 * k for chain in taken)
+        asked += sum(-(-(n - i) // turns) for i, same in enumerate(config.numbers) if same == k)
         if asked > space // 2:
             raise UserError(
                 f"task.numbers={config.numbers}: there are {space} different chains of {k} numbers, "
@@ -102,7 +103,7 @@ def _rows(rng: np.random.Generator, config: ArithmeticConfig, n: int, taken: set
             )
     rows = []
     while len(rows) < n:
-        chain = draw_chain(rng, lengths[len(rows)])
+        chain = draw_chain(rng, config.numbers[len(rows) % turns])
         if chain not in taken:
             taken.add(chain)
             prompt, _ = layout(chain, "", config.width)
