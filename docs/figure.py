@@ -1,6 +1,6 @@
 """Draws docs/quickstart.svg: held-out accuracy by step, from run directories of several seeds.
 
-    uv run python docs/figure.py runs/quickstart-0 runs/quickstart-1 ... -o docs/quickstart.svg
+uv run python docs/figure.py runs/quickstart-0 runs/quickstart-1 ... -o docs/quickstart.svg
 """
 
 import argparse
