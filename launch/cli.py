@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            names = ", ".join(n.replace("_", "-") for n in _recipe_names("configs.srt"))
+            names = _listed(_recipe_names("configs.srt"))
             print(USAGE.format(recipes=names), end="")
         elif arguments[0] not in commands:
             raise UserError(
@@ -96,7 +96,7 @@ def load_recipe(name: str, package: str) -> Any:
         module, function = importlib.import_module(package), name
         names = _recipe_names(package)
     if function not in names and function.replace("-", "_") not in names:
-        shown = ", ".join(n.replace("_", "-") if not colon else n for n in names)
+        shown = ", ".join(names) if colon else _listed(names)
         raise UserError(f"recipe {name!r} is unknown; choose one of {shown}, or FILE.py:NAME.")
     return getattr(module, function if function in names else function.replace("-", "_"))()
 
@@ -109,9 +109,14 @@ def _recipe_names(package: str) -> list[str]:
     return [n[4 : n.index("(")] for n in lines if n.startswith("def ") and n[4] != "_"]
 
 
+def _listed(names: list[str]) -> str:
+    """Recipes as they are typed."""
+    return ", ".join(name.replace("_", "-") for name in names)
+
+
 def _srt(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
-        names = ", ".join(n.replace("_", "-") for n in _recipe_names("configs.srt"))
+        names = _listed(_recipe_names("configs.srt"))
         if arguments and arguments[0] in ("-h", "--help"):
             print(f"usage: selfevolve srt RECIPE [OPTIONS]\nrecipes: {names}, or FILE.py:NAME")
             return

@@ -28,10 +28,10 @@ def describe(recipe: SRTRecipe) -> str:
     split = mesh.shape["fsdp"] * mesh.shape["tensor"]
     # Parameters, gradients, and AdamW's two moments; a reference policy where there is a KL.
     training = weights * (4 + (config.grpo.kl_coef > 0)) / split
-    slots = min(config.rollout.slots, config.prompts_per_step * config.samples_per_prompt)
+    batch = config.prompts_per_step * config.samples_per_prompt
+    slots = min(config.rollout.slots, batch)
     per_token = 2 * model.n_layers * model.n_kv_heads * model.head_dim
     cache = slots * per_token * jnp.dtype(model.dtype).itemsize / mesh.size
-    batch = config.prompts_per_step * config.samples_per_prompt
     return "\n".join(
         (
             json.dumps(run_dir.jsonable(recipe), indent=2),
