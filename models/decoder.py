@@ -1,4 +1,5 @@
-"""A decoder for the Llama, Qwen2/2.5 and Qwen3 families: GQA, RoPE, RMSNorm, SwiGLU.
+"""A decoder for the Llama, Qwen2/2.5 and Qwen3 families: GQA, RoPE, RMSNorm, SwiGLU. With a vision
+tower (`vision.py`) it is Qwen2.5-VL: the tower's tokens take the places of image tokens.
 
 Two entries share one block: `forward` reads whole, possibly packed sequences (training), and
 `forward_cached` reads new tokens against a key/value cache (prefill and decode). Both return hidden
@@ -6,7 +7,7 @@ states after the final norm; `logits` turns those, or a slice of them, into floa
 no caller is forced to hold a [B, T, V] array.
 
 Shape letters: B batch, T tokens, D d_model, H heads, N kv heads, K head_dim, F d_ff, V vocabulary,
-L layers, C cache capacity.
+L layers, C cache capacity, U merge units.
 """
 
 from __future__ import annotations
@@ -20,16 +21,10 @@ import jax.numpy as jnp
 
 from models import rope
 from models.config import ModelConfig
+from models.lora import Adapters, adapter_specs, project
 from models.params import ParamSpec
-
-# Pins an activation to logical axes; the identity on one device. Given by the caller, so that models
-# stay free of any mesh: `constrain(x, ("batch", "length", "embed")) -> x`.
-Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
-
-
-def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    del axes
-    return x
+from models.shared import Constrain, rematerialised, rms_norm, unconstrained
+from models.vision import VisionParams, abstract_vision_params
 
 
 @jax.tree_util.register_dataclass
@@ -51,6 +46,7 @@ class Layers:
     v_bias: Any = None  # [L, N, K]
     q_norm: Any = None  # [L, K]      Qwen3
     k_norm: Any = None  # [L, K]
+    lora: Adapters | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +56,17 @@ class Params:
     layers: Layers
     final_norm: Any  # [D]
     head: Any = None  # [D, V]; None when tied to embed
+    vision: VisionParams | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ImageTokens:
+    """What stands in for the embeddings of image tokens: row b takes features_BxUxD[b, index[b, t]]
+    at token t, where index is not −1."""
+
+    features_BxUxD: Any
+    index_BxT: Any
 
 
 @jax.tree_util.register_dataclass
@@ -115,25 +122,22 @@ def abstract_params(cfg: ModelConfig) -> Params:
     if cfg.qk_norm:
         layers.q_norm = spec((L, K), ("layers", None), fill=1.0)
         layers.k_norm = spec((L, K), ("layers", None), fill=1.0)
+    if cfg.lora.rank:
+        layers.lora = adapter_specs(layers, cfg.lora)
     head = None if cfg.tie_embeddings else spec((D, cfg.vocab_size), ("embed", "vocab"), into)
     return Params(
         embed=spec((cfg.vocab_size, D), ("vocab", "embed"), into),
         layers=layers,
         final_norm=spec((D,), (None,), fill=1.0),
         head=head,
+        vision=cfg.vision
+        and abstract_vision_params(cfg.vision, cfg.d_model, cfg.param_dtype, cfg.lora),
     )
 
 
 def empty_cache(cfg: ModelConfig, batch: int, capacity: int) -> Cache:
     shape = (cfg.n_layers, batch, capacity, cfg.n_kv_heads, cfg.head_dim)
     return Cache(jnp.zeros(shape, cfg.dtype), jnp.zeros(shape, cfg.dtype))
-
-
-def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square norm over the last axis (Zhang & Sennrich 2019), computed in float32."""
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 def _block(
@@ -145,22 +149,19 @@ def _block(
     constrain: Constrain,
 ) -> jax.Array:
     """One transformer layer. `attend(q, k, v)` owns the mask and, when there is one, the cache."""
-    dtype = jnp.dtype(cfg.dtype)
 
-    def weight(w: jax.Array) -> jax.Array:
-        return w.astype(dtype)
+    def dense(equation: str, name: str, h: jax.Array) -> jax.Array:
+        return project(equation, name, h, layer, cfg.lora)
 
     with jax.named_scope("attention"):
         h = rms_norm(x_BxTxD, layer.attn_norm, cfg.norm_eps)
-        q = jnp.einsum("btd,dhk->bthk", h, weight(layer.q))
-        k = jnp.einsum("btd,dnk->btnk", h, weight(layer.k))
-        v = jnp.einsum("btd,dnk->btnk", h, weight(layer.v))
+        q = dense("btd,dhk->bthk", "q", h)
+        k = dense("btd,dnk->btnk", "k", h)
+        v = dense("btd,dnk->btnk", "v", h)
         if cfg.qkv_bias:
-            q, k, v = (
-                q + weight(layer.q_bias),
-                k + weight(layer.k_bias),
-                v + weight(layer.v_bias),
-            )
+            q = q + layer.q_bias.astype(q.dtype)
+            k = k + layer.k_bias.astype(k.dtype)
+            v = v + layer.v_bias.astype(v.dtype)
         if cfg.qk_norm:
             q = rms_norm(q, layer.q_norm, cfg.norm_eps)
             k = rms_norm(k, layer.k_norm, cfg.norm_eps)
@@ -169,39 +170,53 @@ def _block(
         k = constrain(k, ("batch", "length", "kv_heads", None))
         v = constrain(v, ("batch", "length", "kv_heads", None))
         mixed = constrain(attend(q, k, v), ("batch", "length", "heads", None))
-        x_BxTxD = x_BxTxD + jnp.einsum("bthk,hkd->btd", mixed, weight(layer.o))
+        x_BxTxD = x_BxTxD + dense("bthk,hkd->btd", "o", mixed)
         x_BxTxD = constrain(x_BxTxD, ("batch", "length", None))
     with jax.named_scope("mlp"):
         h = rms_norm(x_BxTxD, layer.mlp_norm, cfg.norm_eps)
-        gate = jax.nn.silu(jnp.einsum("btd,df->btf", h, weight(layer.gate)))
-        wide = gate * jnp.einsum("btd,df->btf", h, weight(layer.up))
+        gate = jax.nn.silu(dense("btd,df->btf", "gate", h))
+        wide = gate * dense("btd,df->btf", "up", h)
         wide = constrain(wide, ("batch", "length", "mlp"))
-        x_BxTxD = x_BxTxD + jnp.einsum("btf,fd->btd", wide, weight(layer.down))
+        x_BxTxD = x_BxTxD + dense("btf,fd->btd", "down", wide)
         return constrain(x_BxTxD, ("batch", "length", None))
 
 
-def _embed(params: Params, tokens_BxT: jax.Array, cfg: ModelConfig, constrain: Constrain):
+def _embed(
+    params: Params,
+    tokens_BxT: jax.Array,
+    images: ImageTokens | None,
+    cfg: ModelConfig,
+    constrain: Constrain,
+) -> jax.Array:
     # Gathered over d_model first: from a table split both ways XLA would replicate the result.
     table_VxD = constrain(params.embed.astype(jnp.dtype(cfg.dtype)), ("vocab", None))
-    return constrain(table_VxD[tokens_BxT], ("batch", "length", None))
+    x_BxTxD = table_VxD[tokens_BxT]
+    if images is not None:
+        index = images.index_BxT[..., None]
+        seen = jnp.take_along_axis(images.features_BxUxD, jnp.maximum(index, 0), axis=1)
+        x_BxTxD = jnp.where(index >= 0, seen.astype(x_BxTxD.dtype), x_BxTxD)
+    return constrain(x_BxTxD, ("batch", "length", None))
 
 
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+def _angles(positions: jax.Array, cfg: ModelConfig) -> tuple[jax.Array, jax.Array]:
+    return rope.angles(
+        positions, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling, cfg.mrope_sections
+    )
 
 
 def forward(
     params: Params,
     tokens_BxT: jax.Array,
-    positions_BxT: jax.Array,
+    positions: jax.Array,
     segment_ids_BxT: jax.Array,
     branch_ids_BxT: jax.Array,
     cfg: ModelConfig,
     constrain: Constrain = unconstrained,
+    images: ImageTokens | None = None,
 ) -> jax.Array:
     """Hidden states [B, T, D] of whole sequences.
+
+    positions: [B, T], or [B, T, 3] where there are images (see `rope.angles`).
 
     segment_ids: which text each token belongs to, −1 for padding; several texts may share a row
     (packing), and positions restart with each. branch_ids: within a segment 0 is the trunk, and
@@ -210,7 +225,7 @@ def forward(
     branch or of the trunk. What stands at padding never changes what a real token gives.
     """
     T = tokens_BxT.shape[1]
-    angles = rope.angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+    angles = _angles(positions, cfg)
     same_BxTxT = segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]
     seen_BxTxT = branch_ids_BxT[:, :, None] == branch_ids_BxT[:, None, :]
     seen_BxTxT |= (branch_ids_BxT == 0)[:, None, :]
@@ -222,9 +237,8 @@ def forward(
     def step(x, layer):
         return _block(x, layer, angles, attend, cfg, constrain), None
 
-    if cfg.remat != "none":
-        step = jax.checkpoint(step, policy=_REMAT_POLICIES[cfg.remat], prevent_cse=False)
-    x_BxTxD = _embed(params, tokens_BxT, cfg, constrain)
+    step = rematerialised(step, cfg.remat)
+    x_BxTxD = _embed(params, tokens_BxT, images, cfg, constrain)
     x_BxTxD, _ = jax.lax.scan(step, x_BxTxD, params.layers, unroll=cfg.unroll)
     return rms_norm(x_BxTxD, params.final_norm, cfg.norm_eps)
 
@@ -236,15 +250,20 @@ def forward_cached(
     cache: Cache,
     cfg: ModelConfig,
     constrain: Constrain = unconstrained,
+    rotary_positions: jax.Array | None = None,
+    images: ImageTokens | None = None,
 ) -> tuple[jax.Array, Cache]:
     """Hidden states [B, T, D] of new tokens, and the cache with their keys and values written.
 
     Slot = position, and a token attends to slots ≤ its own position. So right padding needs no mask:
     what a padded prefill writes beyond a row's length is overwritten by the token that really comes
     there before anything may attend to it.
+
+    rotary_positions: [B, T] or [B, T, 3], where they differ from the slots: after an image the count
+    of tokens runs ahead of the position that M-RoPE gives to the next one.
     """
     rows_Bx1 = jnp.arange(tokens_BxT.shape[0])[:, None]
-    angles = rope.angles(positions_BxT, cfg.head_dim, cfg.rope_theta, cfg.rope_scaling)
+    angles = _angles(positions_BxT if rotary_positions is None else rotary_positions, cfg)
     mask_Bx1xTxC = (jnp.arange(cache.capacity) <= positions_BxT[:, :, None])[:, None]
 
     # The cache is carried and updated in place: passed as scan inputs and outputs it would be copied
@@ -262,7 +281,7 @@ def forward_cached(
         x = _block(x, layer, angles, attend, cfg, constrain)
         return (x, constrain(keys, CACHE_AXES), constrain(values, CACHE_AXES)), None
 
-    carry = (_embed(params, tokens_BxT, cfg, constrain), cache.k, cache.v)
+    carry = (_embed(params, tokens_BxT, images, cfg, constrain), cache.k, cache.v)
     (x_BxTxD, keys, values), _ = jax.lax.scan(
         step, carry, (jnp.arange(cfg.n_layers), params.layers), unroll=cfg.unroll
     )

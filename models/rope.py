@@ -45,11 +45,24 @@ def frequencies(
 
 
 def angles(
-    positions_BxT: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None
+    positions: jax.Array,
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling | None,
+    sections: tuple[int, int, int] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [B, T, head_dim/2], for integer positions."""
+    """cos and sin, float32 [B, T, head_dim/2], for integer positions [B, T].
+
+    Positions [B, T, 3] are (time, height, width): the frequencies, in order, are dealt out to the
+    three by `sections` in contiguous runs (M-RoPE, Qwen2-VL, arXiv 2409.12191, section 2.1). Three
+    equal coordinates give what one position gives.
+    """
     freqs, factor = frequencies(head_dim, theta, scaling)
-    phase = positions_BxT[..., None].astype(jnp.float32) * freqs
+    if positions.ndim == 3:
+        assert sections is not None, "three coordinates need mrope_sections"
+        phase = positions[..., np.repeat(np.arange(3), sections)].astype(jnp.float32) * freqs
+    else:
+        phase = positions[..., None].astype(jnp.float32) * freqs
     return jnp.cos(phase) * factor, jnp.sin(phase) * factor
 
 

@@ -1,7 +1,8 @@
 """Checkpoints with everything a run needs to go on, and the policies that others load from them.
 
 A policy folder (a run's arm, or a cached base) holds
-    policy/model.json, policy/tokenizer/      what the weights mean, and which tokens end a text
+    policy/model.json, policy/tokenizer/      what the weights mean, which tokens end a text, and how
+                                              images are made ready
     checkpoints/STEP/                         newest states: params, train (optimiser, step), progress
     best/STEP/                                the state with the best held-out score, when scored
 Orbax writes each STEP under a temporary name and renames it once whole, so a kill at any instant
@@ -16,7 +17,7 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from models.config import ModelConfig, config_from_dict
 from models.params import shapes
 from selfevolve_jax import run_dir, sharding
 from selfevolve_jax.errors import DiskError, UserError
+from selfevolve_jax.images import ImageConfig
 from selfevolve_jax.state import TrainState
 
 LATEST, BEST, POLICY = "checkpoints", "best", "policy"
@@ -36,13 +38,14 @@ LATEST, BEST, POLICY = "checkpoints", "best", "policy"
 
 @dataclass(frozen=True)
 class Policy:
-    """Weights on devices, with the sizes and the tokenizer that they belong to."""
+    """Weights on devices, with the sizes, the tokenizer and the image settings they belong to."""
 
     params: decoder.Params
     model: ModelConfig
     tokenizer: Any
     stop_tokens: tuple[int, ...]
     step: int
+    images: ImageConfig | None = None  # for models with a vision tower
 
 
 def open_checkpoints(folder: epath.PathLike, keep: int) -> ocp.training.Checkpointer:
@@ -117,15 +120,32 @@ def restore(
 
 
 def save_policy_files(
-    folder: epath.PathLike, model: ModelConfig, tokenizer: Any, stop_tokens: tuple[int, ...]
+    folder: epath.PathLike,
+    model: ModelConfig,
+    tokenizer: Any,
+    stop_tokens: tuple[int, ...],
+    images: ImageConfig | None = None,
 ) -> None:
     """policy/model.json and policy/tokenizer/, beside the checkpoints that will hold the weights."""
     policy = epath.Path(folder) / POLICY
     with disk_errors(policy), run_dir.disk_errors(policy):  # tokenizers has errors of its own
         policy.mkdir(parents=True, exist_ok=True)
         tokenizer.save_pretrained(str(policy / "tokenizer"))
-    record = {"model": model.to_dict(), "stop_tokens": stop_tokens}
+    record = {
+        "model": model.to_dict(),
+        "stop_tokens": stop_tokens,
+        "images": images and asdict(images),
+    }
     run_dir.write_json_atomic(policy / "model.json", record)
+
+
+def save_policy(policy: Policy, folder: epath.PathLike) -> None:
+    """A policy folder with one checkpoint, of `policy.step`, that holds the weights alone."""
+    save_policy_files(folder, policy.model, policy.tokenizer, policy.stop_tokens, policy.images)
+    checkpoints = open_checkpoints(epath.Path(folder) / LATEST, 1)
+    with disk_errors(folder):
+        checkpoints.save_checkpointables(policy.step, {"params": policy.params})
+    close(checkpoints)
 
 
 def find_policy(path: epath.PathLike) -> tuple[epath.Path, epath.Path]:
@@ -150,12 +170,19 @@ def find_policy(path: epath.PathLike) -> tuple[epath.Path, epath.Path]:
     return folder, steps / str(max(done))
 
 
-def read_model(path: epath.PathLike) -> tuple[ModelConfig, tuple[int, ...]]:
-    """A policy's sizes and stop tokens, without its weights."""
+def read_model(
+    path: epath.PathLike,
+) -> tuple[ModelConfig, tuple[int, ...], ImageConfig | None]:
+    """A policy's sizes, stop tokens and image settings, without its weights."""
     file = find_policy(path)[0] / POLICY / "model.json"
     with _read_errors(file):
         record = json.loads(file.read_text())
-        return config_from_dict(record["model"]), tuple(record["stop_tokens"])
+        images = record.get("images")
+        if images is not None:
+            images = ImageConfig(
+                **{k: tuple(v) if isinstance(v, list) else v for k, v in images.items()}
+            )
+        return config_from_dict(record["model"]), tuple(record["stop_tokens"]), images
 
 
 def load_policy(path: epath.PathLike, mesh: Mesh) -> Policy:
@@ -163,7 +190,7 @@ def load_policy(path: epath.PathLike, mesh: Mesh) -> Policy:
     from transformers import AutoTokenizer
 
     folder, step = find_policy(path)
-    model, stop_tokens = read_model(step)
+    model, stop_tokens, images = read_model(step)
     specs = decoder.abstract_params(model)
     abstract = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
@@ -175,7 +202,7 @@ def load_policy(path: epath.PathLike, mesh: Mesh) -> Policy:
         params = ocp.load_checkpointables(step, {"params": abstract})["params"]
     with _read_errors(folder / POLICY / "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(str(folder / POLICY / "tokenizer"))
-    return Policy(params, model, tokenizer, stop_tokens, int(step.name))
+    return Policy(params, model, tokenizer, stop_tokens, int(step.name), images)
 
 
 def _check_shapes(step: epath.Path, name: str, abstract: Any) -> None:

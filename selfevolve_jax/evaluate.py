@@ -14,6 +14,7 @@ from models.decoder import Params
 from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.judges.ground_truth import Grades, grade
 from selfevolve_jax.rollout.engine import RolloutConfig, Samples, generate
+from selfevolve_jax.rollout.prompt_images import encode_images
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.tasks.base import Row, Task
 
@@ -60,6 +61,7 @@ def score(
     rollout: RolloutConfig,
 ) -> Scores:
     """Draws k samples and one greedy text for every row, and grades them against gold."""
+    seen = encode_images(params, rows, task.images, model, mesh)
 
     def run(samples: int, sampling: Sampling) -> tuple[list[list[str]], Grades]:
         drawn = generate(
@@ -74,6 +76,7 @@ def score(
             cfg=model,
             mesh=mesh,
             config=rollout,
+            images=seen,
         )
         texts = decode(task.tokenizer, drawn)
         return texts, grade(rows, texts, task.answer, equivalence)

@@ -12,12 +12,13 @@ import numpy as np
 import optax
 
 from models.config import ModelConfig
-from models.decoder import Constrain
+from models.shared import Constrain
 from selfevolve_jax.grpo.batch import Batch
 from selfevolve_jax.grpo.logprobs import token_logprobs
 from selfevolve_jax.grpo.losses import token_weights
 from selfevolve_jax.grpo.update import apply_gradient, summed_gradient
 from selfevolve_jax.state import TrainState
+from selfevolve_jax.trainable import Mask
 
 
 def supervised_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], length: int) -> Batch:
@@ -37,7 +38,7 @@ def supervised_batch(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], lengt
 
 @partial(
     jax.jit,
-    static_argnames=("cfg", "tx", "accumulate", "chunk", "constrain"),
+    static_argnames=("cfg", "tx", "accumulate", "chunk", "constrain", "trainable"),
     donate_argnames=("state",),
 )
 def supervised_step(
@@ -48,6 +49,7 @@ def supervised_step(
     accumulate: int,
     chunk: int,
     constrain: Constrain,
+    trainable: Mask = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One optimiser step on the mean negative log-likelihood of the batch's response tokens, nats."""
     n = batch.tokens_BxT.shape[0]
@@ -60,8 +62,8 @@ def supervised_step(
         total = -(weight * logp).sum()
         return total, {"train/loss": total}
 
-    grads, metrics = summed_gradient(loss, state.params, (batch, weight), accumulate)
-    state, applied = apply_gradient(state, grads, tx)
+    grads, metrics = summed_gradient(loss, state.params, (batch, weight), accumulate, trainable)
+    state, applied = apply_gradient(state, grads, tx, trainable)
     return TrainState(state.step + 1, state.params, state.opt_state), metrics | applied
 
 

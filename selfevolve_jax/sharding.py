@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from models.decoder import unconstrained
 from models.params import ParamSpec
+from models.shared import unconstrained
 from selfevolve_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")

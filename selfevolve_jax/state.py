@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from models import decoder, params
 from models.config import ModelConfig
 from selfevolve_jax import sharding
+from selfevolve_jax.trainable import Mask, join, split
 
 
 @jax.tree_util.register_dataclass
@@ -24,10 +25,12 @@ class TrainState:
     opt_state: Any
 
 
-def abstract_state(cfg: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+def abstract_state(
+    cfg: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, trainable: Mask = None
+) -> TrainState:
     """The state as ShapeDtypeStructs with shardings: what a checkpoint is restored into.
 
-    Optimiser moments are sharded as the parameters they belong to."""
+    Optimiser moments are sharded as the parameters they belong to; frozen ones have none."""
     specs = decoder.abstract_params(cfg)
     shapes = params.shapes(specs)
     shardings = sharding.tree_shardings(specs, mesh)
@@ -39,8 +42,8 @@ def abstract_state(cfg: ModelConfig, tx: optax.GradientTransformation, mesh: Mes
     opt_state = optax.tree.map_params(
         tx,
         placed,
-        jax.eval_shape(tx.init, shapes),
-        shardings,
+        jax.eval_shape(tx.init, split(shapes, trainable)[0]),
+        split(shardings, trainable)[0],
         transform_non_params=lambda leaf: placed(leaf, everywhere),
     )
     return TrainState(
@@ -63,15 +66,35 @@ def init_params(cfg: ModelConfig, key: jax.Array, mesh: Mesh) -> decoder.Params:
     return make(key)
 
 
+def add_adapters(
+    weights: decoder.Params, cfg: ModelConfig, key: jax.Array, mesh: Mesh
+) -> decoder.Params:
+    """The same weights with the fresh adapters of `cfg.lora` beside them."""
+    specs = decoder.abstract_params(cfg)
+    missing = tuple(
+        ".lora[" in jax.tree_util.keystr(path)
+        for path, _ in jax.tree_util.tree_leaves_with_path(specs)
+    )
+    adapters, others = split(specs, missing)
+    make = jax.jit(
+        partial(params.initialise, adapters), out_shardings=sharding.tree_shardings(adapters, mesh)
+    )
+    given = iter(jax.tree.leaves(weights))
+    return join(make(key), jax.tree.map(lambda _: next(given), others))
+
+
 def init_state(
-    weights: decoder.Params, cfg: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh
+    weights: decoder.Params,
+    cfg: ModelConfig,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    trainable: Mask = None,
 ) -> TrainState:
     """Step 0 from given parameters, which are copied, as updates donate their buffers."""
-    abstract = abstract_state(cfg, tx, mesh)
+    abstract = abstract_state(cfg, tx, mesh, trainable)
 
     def start(weights):
-        return TrainState(
-            jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, weights), tx.init(weights)
-        )
+        opt_state = tx.init(split(weights, trainable)[0])
+        return TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, weights), opt_state)
 
     return jax.jit(start, out_shardings=shardings_of(abstract))(weights)

@@ -20,11 +20,11 @@ from etils import epath
 from jax.sharding import Mesh
 
 from models import decoder
-from models.config import ModelConfig
+from models.config import LoraConfig, ModelConfig
 from selfevolve_jax import checkpoint, compiles, evaluate, sharding, step_log
 from selfevolve_jax import run_dir as files
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.grpo.batch import build_batch
+from selfevolve_jax.grpo.batch import add_images, build_batch
 from selfevolve_jax.grpo.config import GRPOConfig
 from selfevolve_jax.grpo.update import score as trainer_logprobs
 from selfevolve_jax.grpo.update import update_step
@@ -38,12 +38,14 @@ from selfevolve_jax.optimizer import (
     make_optimizer,
 )
 from selfevolve_jax.rollout.engine import RolloutConfig, generate
+from selfevolve_jax.rollout.prompt_images import encode_images
 from selfevolve_jax.rollout.sampling import Sampling, check_sampling
-from selfevolve_jax.state import abstract_state, init_state
+from selfevolve_jax.state import abstract_state, add_adapters, init_state
 from selfevolve_jax.tasks.base import Task, batch_at
+from selfevolve_jax.trainable import split, trainable_mask, trains_vision
 
 # Purposes of random keys; each is folded into the seed before anything else.
-ROLLOUT, HELD_OUT = 1, 2
+ROLLOUT, HELD_OUT, ADAPTERS = 1, 2, 3
 
 
 class Interrupted(UserError):
@@ -68,6 +70,8 @@ class TrainerConfig:
     eval_every, save_every: in steps; both also happen at the end, and evaluation at the start.
     shared_prompt: how many samples of a prompt share one copy of it in the update; pack: several
     prompts in a row of training tokens. Both change the time a step takes, and not its numbers.
+    lora: adapters are trained in place of the weights. train_vision: the vision tower too, where the
+    policy has one; with shared_prompt=samples_per_prompt it then encodes each prompt once.
     """
 
     steps: int = 1000
@@ -82,6 +86,8 @@ class TrainerConfig:
     keep: int = 2
     shared_prompt: int = 1
     pack: bool = False
+    train_vision: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     sampling: Sampling = field(default_factory=Sampling)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     grpo: GRPOConfig = field(default_factory=GRPOConfig)
@@ -105,6 +111,11 @@ class TrainerConfig:
             raise UserError(
                 f"trainer.shared_prompt={self.shared_prompt} does not divide "
                 f"trainer.samples_per_prompt={self.samples_per_prompt}."
+            )
+        if self.train_vision and self.lora.rank:
+            raise UserError(
+                f"trainer.train_vision=True trains the whole vision tower, and trainer.lora.rank="
+                f"{self.lora.rank} adapters alone. Use trainer.lora.vision for adapters in the tower."
             )
         check_sampling(self.sampling)
         if self.sampling.temperature == 0:
@@ -161,14 +172,22 @@ def train(
     """
     check_batch(config, mesh)
     constrain, main = sharding.constrainer(mesh), jax.process_index() == 0
+    if config.pack and any(row.images for row in task.train):
+        raise UserError(
+            "trainer.pack=True: rows with images are not packed. Leave it out, and share each "
+            f"prompt instead: trainer.shared_prompt={config.samples_per_prompt}."
+        )
     grpo, sampling = config.grpo, config.sampling
+    reference = params if grpo.kl_coef > 0 else None
+    params, model = _with_adapters(params, model, config.lora, seed, mesh)
+    trainable = trainable_mask(model, config.train_vision)
+    tower_trained = trains_vision(model, config.train_vision)
     tx = make_optimizer(
         config.optimizer,
         config.steps * grpo.minibatches,
-        decay_mask(decoder.abstract_params(model)),
+        decay_mask(split(decoder.abstract_params(model), trainable)[0]),
     )
     rate = learning_rate(config.optimizer, config.steps * grpo.minibatches)
-    reference = params if grpo.kl_coef > 0 else None
     scored_first = grpo.minibatches > 1 or (grpo.kl_coef > 0 and grpo.kl_in == "reward")
     pieces = sharding.batch_ways(mesh) * grpo.accumulate * grpo.minibatches
     can_score = bool(task.held_out) and all(row.gold for row in task.held_out)
@@ -186,14 +205,16 @@ def train(
             trained=config.trained_per_prompt,
         )
         if main:
-            checkpoint.save_policy_files(folder, model, task.tokenizer, task.stop_tokens)
+            checkpoint.save_policy_files(
+                folder, model, task.tokenizer, task.stop_tokens, task.images
+            )
         newest = checkpoint.open_checkpoints(folder / checkpoint.LATEST, config.keep)
         stack.callback(checkpoint.close, newest)
         best = checkpoint.open_checkpoints(folder / checkpoint.BEST, 1)
         stack.callback(checkpoint.close, best)
-        restored = checkpoint.restore(newest, abstract_state(model, tx, mesh))
+        restored = checkpoint.restore(newest, abstract_state(model, tx, mesh, trainable))
         if restored is None:
-            state, resume_step = init_state(params, model, tx, mesh), None
+            state, resume_step = init_state(params, model, tx, mesh, trainable), None
             progress: dict[str, Any] = {
                 "position": 0,
                 "before": {},
@@ -260,6 +281,7 @@ def train(
             jax.block_until_ready(state.step)  # the rollout needs it anyway; so the split is true
             clock.lap("update_wait")
             rows = batch_at(task.train, seed, progress["position"], config.prompts_per_step)
+            seen = encode_images(state.params, rows, task.images, model, mesh)
             samples = generate(
                 state.params,
                 [row.prompt_tokens for row in rows],
@@ -272,6 +294,7 @@ def train(
                 cfg=model,
                 mesh=mesh,
                 config=config.rollout,
+                images=seen,
             )
             clock.lap("rollout")
             texts = evaluate.decode(task.tokenizer, samples)
@@ -283,8 +306,12 @@ def train(
                 row_multiple=pieces,
                 samples_per_segment=config.shared_prompt,
                 pack=config.pack,
+                images=seen,
             )
             batch = sharding.put_batch(batch, mesh)
+            if seen is not None:
+                copies = config.samples_per_prompt // config.shared_prompt
+                batch = add_images(batch, seen, len(rows), copies, tower_trained, mesh)
             scores = (temperature, model, grpo, constrain)
             if scored_first:
                 batch = replace(
@@ -302,6 +329,7 @@ def train(
                 tx,
                 config.max_new_tokens,
                 constrain,
+                trainable,
             )
             clock.lap("update_dispatch")
             progress["position"] += len(rows)
@@ -343,6 +371,21 @@ def train(
                 f"{folder}. Continue with --resume."
             )
     return Result(progress["before"], progress["scores"], progress["best"], state.params)
+
+
+def _with_adapters(
+    params: decoder.Params, model: ModelConfig, lora: LoraConfig, seed: int, mesh: Mesh
+) -> tuple[decoder.Params, ModelConfig]:
+    """The policy with fresh adapters where `lora` asks for them; its own go on being trained."""
+    if model.lora.rank and lora.rank and model.lora != lora:
+        raise UserError(
+            f"trainer.lora={lora} differs from the adapters that the policy has: {model.lora}. Leave "
+            "trainer.lora out to go on with those, or merge them first: selfevolve convert."
+        )
+    if model.lora.rank or not lora.rank:
+        return params, model
+    model = replace(model, lora=lora)
+    return add_adapters(params, model, _key(seed, ADAPTERS, 0), mesh), model
 
 
 def _key(seed: int, purpose: int, step: int) -> jax.Array:

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from models import decoder
-from models.decoder import unconstrained
+from models.shared import unconstrained
 from selfevolve_jax.sft import supervised_batch, supervised_step, train
 from selfevolve_jax.state import init_params, init_state
 
@@ -32,7 +32,7 @@ def step(state, batch, tiny, accumulate=1):
 def test_the_layout_written_out_by_hand():
     batch = supervised_batch([([3, 1], [4, 5, 6]), ([7], [8])], 6)
     assert batch.tokens_BxT.tolist() == [[3, 1, 4, 5, 6, 0], [7, 8, 0, 0, 0, 0]]
-    assert batch.positions_BxT.tolist() == [[0, 1, 2, 3, 4, 0], [0, 1, 0, 0, 0, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 0], [0, 1, 0, 0, 0, 0]]
     assert batch.segment_ids_BxT.tolist() == [[0] * 5 + [-1], [1, 1] + [-1] * 4]
     assert batch.sequence_ids_BxT.tolist() == [[-1, -1, 0, 0, 0, -1], [-1, 1, -1, -1, -1, -1]]
     assert not batch.branch_ids_BxT.any()

@@ -7,6 +7,7 @@ from jax.sharding import PartitionSpec
 
 from models import decoder, params
 from models.params import ParamSpec
+from models.shared import unconstrained
 from selfevolve_jax import sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.sharding import MeshConfig
@@ -129,7 +130,7 @@ def test_the_constrainer_is_one_object_per_mesh_and_pins(mesh1, mesh8):
     same = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     constrain = sharding.constrainer(mesh8)
     assert sharding.constrainer(same) is constrain
-    assert sharding.constrainer(mesh1) is decoder.unconstrained
+    assert sharding.constrainer(mesh1) is unconstrained
     x = np.arange(32, dtype=np.float32).reshape(8, 4)
     pinned = jax.jit(lambda x: constrain(x, ("batch", "heads")))(x)
     assert pinned.sharding.shard_shape(x.shape) == (2, 2)

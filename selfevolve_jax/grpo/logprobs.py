@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from models import decoder
+from models import decoder, vision
 from models.config import ModelConfig
-from models.decoder import Constrain
+from models.shared import Constrain, unconstrained
 from selfevolve_jax.grpo.batch import Batch
 
 
@@ -17,7 +17,7 @@ def token_logprobs(
     temperature: jax.Array,
     cfg: ModelConfig,
     chunk: int,
-    constrain: Constrain = decoder.unconstrained,
+    constrain: Constrain = unconstrained,
 ) -> tuple[jax.Array, jax.Array]:
     """log p(token | before) and the entropy of that distribution in nats, both float32 [B, T].
 
@@ -26,14 +26,22 @@ def token_logprobs(
     scores exist at a time, and the backward pass makes them again. 0 outside the response.
     """
     B, T = batch.tokens_BxT.shape
+    images = None
+    if batch.image_index_BxT is not None:
+        features = batch.features_BxUxD
+        if batch.pixels is not None:
+            assert params.vision is not None
+            features = vision.encode(params.vision, batch.pixels, cfg, constrain)
+        images = decoder.ImageTokens(features, batch.image_index_BxT)
     hidden_BxTxD = decoder.forward(
         params,
         batch.tokens_BxT,
-        batch.positions_BxT,
+        batch.positions,
         batch.segment_ids_BxT,
         batch.branch_ids_BxT,
         cfg,
         constrain,
+        images,
     )
     # The first token of a sample is predicted by the last one of the prompt that it may share.
     hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, batch.source_BxT[..., None], axis=1)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from models.config import ModelConfig
-from models.decoder import Constrain, Params
+from models.decoder import Params
+from models.shared import Constrain
 from selfevolve_jax.grpo.advantages import ADVANTAGES, overlong_penalty
 from selfevolve_jax.grpo.batch import Batch
 from selfevolve_jax.grpo.config import GRPOConfig
@@ -20,6 +21,7 @@ from selfevolve_jax.grpo.kl import ESTIMATORS
 from selfevolve_jax.grpo.logprobs import token_logprobs
 from selfevolve_jax.grpo.losses import LOSSES, Terms, sequence_sum, spread, token_weights
 from selfevolve_jax.state import TrainState
+from selfevolve_jax.trainable import Mask, join, split
 
 Metrics = dict[str, jax.Array]
 
@@ -31,40 +33,52 @@ def pieces(tree: Any, n: int) -> Any:
 
 
 def summed_gradient(
-    loss: Callable[[Params, Any], tuple[jax.Array, Metrics]], params: Params, batch: Any, n: int
+    loss: Callable[[Params, Any], tuple[jax.Array, Metrics]],
+    params: Params,
+    batch: Any,
+    n: int,
+    trainable: Mask = None,
 ) -> tuple[Params, Metrics]:
-    """Gradient and metrics of a loss that is a SUM over rows, n pieces at a time, float32."""
-    gradient = jax.grad(loss, has_aux=True)
+    """Gradient, of the trainable leaves, and metrics of a loss that is a SUM over rows, n pieces at a
+    time, float32."""
+    mine, frozen = split(params, trainable)
+    own_gradient = jax.grad(lambda mine, piece: loss(join(mine, frozen), piece), has_aux=True)
+    gradient = partial(own_gradient, mine)
     if n == 1:
-        return gradient(params, batch)
+        return gradient(batch)
 
     def step(total, piece):
-        grads, metrics = gradient(params, piece)
+        grads, metrics = gradient(piece)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (grads, metrics)), None
 
-    split = pieces(batch, n)
-    shape = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split))
+    rows = pieces(batch, n)
+    shape = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], rows))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shape)
-    return jax.lax.scan(step, zeros, split)[0]
+    return jax.lax.scan(step, zeros, rows)[0]
 
 
 def apply_gradient(
-    state: TrainState, grads: Any, tx: optax.GradientTransformation, extra_ok: Any = True
+    state: TrainState,
+    grads: Any,
+    tx: optax.GradientTransformation,
+    trainable: Mask = None,
+    extra_ok: Any = True,
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step; a non-finite gradient leaves parameters and optimiser as they were, and
     `train/finite` says so (the caller stops the run)."""
     norm = optax.global_norm(grads)
     finite = jnp.isfinite(norm)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    new = (optax.apply_updates(state.params, updates), opt_state)
-    params, opt_state = jax.tree.map(
+    mine, frozen = split(state.params, trainable)
+    updates, opt_state = tx.update(grads, state.opt_state, mine)
+    new = (optax.apply_updates(mine, updates), opt_state)
+    mine, opt_state = jax.tree.map(
         # Accumulated gradients are float32; bfloat16 moments must not become so with them.
         lambda new, old: jnp.where(finite & extra_ok, new.astype(old.dtype), old),
         new,
-        (state.params, state.opt_state),
+        (mine, state.opt_state),
     )
     metrics = {"train/grad_norm": norm, "train/finite": finite.astype(jnp.float32)}
-    return replace(state, params=params, opt_state=opt_state), metrics
+    return replace(state, params=join(mine, frozen), opt_state=opt_state), metrics
 
 
 @partial(jax.jit, static_argnames=("cfg", "grpo", "constrain"))
@@ -88,7 +102,7 @@ def score(
 
 @partial(
     jax.jit,
-    static_argnames=("cfg", "grpo", "tx", "max_new_tokens", "constrain"),
+    static_argnames=("cfg", "grpo", "tx", "max_new_tokens", "constrain", "trainable"),
     donate_argnames=("state",),
 )
 def update_step(
@@ -102,6 +116,7 @@ def update_step(
     tx: optax.GradientTransformation,
     max_new_tokens: int,
     constrain: Constrain,
+    trainable: Mask = None,
 ) -> tuple[TrainState, Metrics]:
     """Trains on one batch of samples: `grpo.minibatches` optimiser steps.
 
@@ -151,9 +166,9 @@ def update_step(
         part, mask, advantage = jax.tree.map(lambda x, i=i: x[i], minibatches)
         weight = token_weights(grpo.aggregation, mask, part.sequence_ids_BxT, n, max_new_tokens)
         grads, sums = summed_gradient(
-            loss, state.params, (part, mask, advantage, weight), grpo.accumulate
+            loss, state.params, (part, mask, advantage, weight), grpo.accumulate, trainable
         )
-        state, applied = apply_gradient(state, grads, tx, extra_ok=mask.any())
+        state, applied = apply_gradient(state, grads, tx, trainable, extra_ok=mask.any())
         tokens = jnp.maximum(mask.sum(), 1)
         sums = {k: v if k == "train/loss" else v / tokens for k, v in sums.items()}
         for k, v in (sums | applied).items():

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import jax
@@ -24,9 +24,12 @@ import numpy as np
 
 from models import decoder
 from models.config import ModelConfig
-from models.decoder import Cache, Constrain
+from models.decoder import Cache
+from models.shared import Constrain
 from selfevolve_jax import sharding
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.rollout.buckets import bucket
+from selfevolve_jax.rollout.prompt_images import FEATURE_AXES, PromptImages
 from selfevolve_jax.rollout.sampling import Sampling, draw, sampling_logprobs
 
 
@@ -61,36 +64,48 @@ class Samples:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class _Slots:
-    """The state of S samples in flight. `position` is that of `last_token`, which is fed next."""
+    """The state of S samples in flight. `position` is that of `last_token`, which is fed next;
+    `shift` is what its rotary position differs by, where the prompt shows images."""
 
     cache: Cache  # [L, S, C, N, K]
     last_token: jax.Array  # int32 [S]
     position: jax.Array  # int32 [S]
+    shift: jax.Array  # int32 [S]
     generated: jax.Array  # int32 [S]
     active: jax.Array  # bool [S]
     key: jax.Array  # key [S]
 
 
-def bucket(n: int, minimum: int = 16) -> int:
-    """The smallest of minimum · {1, 1.5, 2, 3, 4, 6, 8, …} that holds n."""
-    size = minimum
-    while size < n:
-        if size * 3 // 2 >= n:
-            return size * 3 // 2
-        size *= 2
-    return size
-
-
 @functools.partial(jax.jit, static_argnames=("cfg", "constrain"))
-def _prefill(params, tokens_RxP, cfg: ModelConfig, constrain: Constrain) -> Cache:
+def _prefill(
+    params, tokens_RxP, seen: tuple | None, cfg: ModelConfig, constrain: Constrain
+) -> Cache:
+    """seen: None, or (features of all prompts, which of them each row is, index_RxP,
+    rotary positions [R, P, 3])."""
     R, P = tokens_RxP.shape
     positions = jnp.broadcast_to(jnp.arange(P), (R, P))
+    images = rotary = None
+    if seen is not None:
+        features, rows_R, index_RxP, rotary = seen
+        images = decoder.ImageTokens(constrain(features[rows_R], FEATURE_AXES), index_RxP)
     cache = decoder.empty_cache(cfg, R, P)
-    return decoder.forward_cached(params, tokens_RxP, positions, cache, cfg, constrain)[1]
+    return decoder.forward_cached(
+        params, tokens_RxP, positions, cache, cfg, constrain, rotary, images
+    )[1]
 
 
 @functools.partial(jax.jit, donate_argnames=("slots",))
-def _admit(slots: _Slots, prompts: Cache, source_S, last_token_S, position_S, row_S, sample_S, key):
+def _admit(
+    slots: _Slots,
+    prompts: Cache,
+    source_S,
+    last_token_S,
+    position_S,
+    shift_S,
+    row_S,
+    sample_S,
+    key,
+):
     """Gives every slot with source ≥ 0 to a new sample of prompt `source`."""
     new_S = source_S >= 0
     width = prompts.capacity
@@ -105,6 +120,7 @@ def _admit(slots: _Slots, prompts: Cache, source_S, last_token_S, position_S, ro
         cache=Cache(copy(slots.cache.k, prompts.k), copy(slots.cache.v, prompts.v)),
         last_token=jnp.where(new_S, last_token_S, slots.last_token),
         position=jnp.where(new_S, position_S, slots.position),
+        shift=jnp.where(new_S, shift_S, slots.shift),
         generated=jnp.where(new_S, 0, slots.generated),
         active=new_S | slots.active,
         key=jnp.where(new_S, keys, slots.key),
@@ -124,7 +140,13 @@ def _decode_chunk(
     def body(carry):
         i, slots, tokens_SxK, logprobs_SxK = carry
         hidden, cache = decoder.forward_cached(
-            params, slots.last_token[:, None], slots.position[:, None], slots.cache, cfg, constrain
+            params,
+            slots.last_token[:, None],
+            slots.position[:, None],
+            slots.cache,
+            cfg,
+            constrain,
+            rotary_positions=(slots.position + slots.shift)[:, None],
         )
         logprobs_SxV = sampling_logprobs(decoder.logits(params, hidden[:, 0], cfg), sampling)
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.generated)
@@ -135,6 +157,7 @@ def _decode_chunk(
             cache=cache,
             last_token=jnp.where(active, token, slots.last_token),
             position=slots.position + active,
+            shift=slots.shift,
             generated=generated,
             active=active & ~stop,
             key=slots.key,
@@ -159,9 +182,9 @@ def _grow(slots: _Slots, capacity: int) -> _Slots:
 
 @jax.jit
 def _compact(slots: _Slots, keep: jax.Array) -> _Slots:
-    rest = {f: getattr(slots, f)[keep] for f in ("last_token", "position", "generated", "active")}
     cache = Cache(slots.cache.k[:, keep], slots.cache.v[:, keep])
-    return _Slots(cache=cache, key=slots.key[keep], **rest)
+    rest = jax.tree.map(lambda x: x[keep], replace(slots, cache=None))
+    return replace(rest, cache=cache)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "constrain", "S", "capacity"))
@@ -170,7 +193,7 @@ def _empty_slots(S: int, capacity: int, cfg: ModelConfig, constrain: Constrain) 
     cache = decoder.empty_cache(cfg, S, capacity)
     cache = Cache(*(constrain(x, decoder.CACHE_AXES) for x in (cache.k, cache.v)))
     keys = jax.random.split(jax.random.key(0), S)
-    return _Slots(cache, zeros, zeros, zeros, zeros.astype(bool), keys)
+    return _Slots(cache, zeros, zeros, zeros, zeros, zeros.astype(bool), keys)
 
 
 def generate(
@@ -186,11 +209,15 @@ def generate(
     cfg: ModelConfig,
     mesh: jax.sharding.Mesh,
     config: RolloutConfig,
+    images: PromptImages | None = None,
+    on_tokens: Callable[[int, np.ndarray], None] | None = None,
 ) -> Samples:
     """Samples `samples_per_prompt` continuations of every prompt.
 
     row_ids key the random numbers together with the sample's index; an id that comes twice in one
-    call gets fresh numbers the second time. The arguments must be the same on every process.
+    call gets fresh numbers the second time. images: what the prompts show. on_tokens: called after
+    each chunk with (row · G + sample, its new tokens). The arguments must be the same on every
+    process.
     """
     R, G = len(prompts), samples_per_prompt
     if not R or not all(len(p) for p in prompts):
@@ -234,18 +261,21 @@ def generate(
                 padded = np.zeros((buffer_rows, P), np.int32)
                 for i, prompt in enumerate(prompts[row : row + buffer_rows]):
                     padded[i, : len(prompt) - 1] = prompt[:-1]
-                buffered = _prefill(params, sharding.put_batch(padded, mesh), cfg, constrain)
+                seen = images and images.rows(row, buffer_rows, P, mesh)
+                padded = sharding.put_batch(padded, mesh)
+                buffered = _prefill(params, padded, seen, cfg, constrain)
             end = min(R * G, (buffer_start + buffer_rows) * G, waiting + free.size)
             given = range(waiting, end)
             into = free[: len(given)]
-            source, last, place, row_id, index = np.zeros((5, S), np.int32)
+            source, last, place, shift, row_id, index = np.zeros((6, S), np.int32)
             source[:] = -1
             source[into] = [i // G - buffer_start for i in given]
             last[into] = [prompts[i // G][-1] for i in given]
             place[into] = [len(prompts[i // G]) - 1 for i in given]
+            shift[into] = [images.shifts[i // G] if images else 0 for i in given]
             row_id[into] = [row_ids[i // G] for i in given]
             index[into] = [sample_base[i // G] + i % G for i in given]
-            arrays = sharding.put_batch((source, last, place, row_id, index), mesh)
+            arrays = sharding.put_batch((source, last, place, shift, row_id, index), mesh)
             slots = _admit(slots, buffered, *arrays, key)
             holds[into], positions[into], waiting = given, place[into], end
 
@@ -262,6 +292,8 @@ def generate(
             i, new = holds[s], generated[s] - lengths[holds[s]]
             tokens[i, lengths[i] : lengths[i] + new] = got[s, :new]
             logprobs[i, lengths[i] : lengths[i] + new] = got_logprobs[s, :new]
+            if on_tokens is not None and new:
+                on_tokens(int(i), tokens[i, lengths[i] : lengths[i] + new])
             lengths[i] += new
             positions[s] += new
             if not active[s]:

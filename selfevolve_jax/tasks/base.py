@@ -9,19 +9,22 @@ from typing import Any, Literal
 import numpy as np
 
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.images import ImageConfig
 
 
 @dataclass(frozen=True)
 class Row:
     """One problem. `id` is its index in the data set: it keys random draws and groups samples, so
     two rows with the same text never merge. `gold` is read by the ground-truth judge and by logging
-    only; label-free judges receive rows on which `hide_gold` has been called."""
+    only; label-free judges receive rows on which `hide_gold` has been called. `images` are paths or
+    the bytes of files, in the order of their places in the prompt."""
 
     id: int
     prompt: str  # the full text the model continues: chat template and suffix already applied
     prompt_tokens: tuple[int, ...]
     gold: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    images: tuple[str | bytes, ...] = ()
 
     def hide_gold(self) -> Row:
         return replace(self, gold=None, extra={})
@@ -43,7 +46,8 @@ class AnswerSpec:
 @dataclass(frozen=True)
 class Task:
     """Rows and how to read them. `tokenizer` is a transformers fast tokenizer; generation ends at any
-    of `stop_tokens`. `counts` holds what loading filtered out, by reason, for the log."""
+    of `stop_tokens`. `counts` holds what loading filtered out, by reason, for the log. `images` says
+    how pictures are made ready for the policy, None if it reads text only."""
 
     name: str
     train: Sequence[Row]
@@ -52,6 +56,7 @@ class Task:
     stop_tokens: tuple[int, ...]
     answer: AnswerSpec
     counts: Mapping[str, int] = field(default_factory=dict)
+    images: ImageConfig | None = None
 
 
 def batch_at(rows: Sequence[Row], seed: int, position: int, size: int) -> list[Row]:

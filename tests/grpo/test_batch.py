@@ -42,7 +42,7 @@ def test_every_sampled_token_appears_once_where_it_belongs(rollout, pack, multip
     assert B % multiple == 0
     assert all(
         getattr(batch, f).shape == (B, T)
-        for f in ("positions_BxT", "segment_ids_BxT", "branch_ids_BxT", "source_BxT")
+        for f in ("positions", "segment_ids_BxT", "branch_ids_BxT", "source_BxT")
     )
     assert (ids >= 0).sum() == samples.lengths_RxG.sum()
     assert (segments[ids >= 0] >= 0).all()
@@ -59,14 +59,14 @@ def test_every_sampled_token_appears_once_where_it_belongs(rollout, pack, multip
         np.testing.assert_array_equal(
             batch.rollout_logprobs_BxT[row, at], samples.logprobs_RxGxM[r, g, :n]
         )
-        np.testing.assert_array_equal(batch.positions_BxT[row, at], size + np.arange(n))
+        np.testing.assert_array_equal(batch.positions[row, at], size + np.arange(n))
         np.testing.assert_array_equal(batch.branch_ids_BxT[row, at], g % K + 1)
         segment = segments[row, at[0]]
         assert (segments[row, at] == segment).all()
         # Its prompt is the trunk of the same segment, whole, and before it in the row.
         trunk = np.nonzero((segments[row] == segment) & (batch.branch_ids_BxT[row] == 0))[0]
         assert batch.tokens_BxT[row, trunk].tolist() == prompts[r] and trunk[-1] < at[0]
-        np.testing.assert_array_equal(batch.positions_BxT[row, trunk], np.arange(size))
+        np.testing.assert_array_equal(batch.positions[row, trunk], np.arange(size))
         assert (ids[row, trunk] == -1).all()
         # The first token is predicted by the prompt's last one, the others by the one before.
         np.testing.assert_array_equal(
@@ -96,7 +96,7 @@ def test_a_layout_written_out_by_hand():
     prompts = [[7, 8], [9]]
     batch = build_batch(prompts, samples, samples_per_segment=2, pack=True, length=9)
     assert batch.tokens_BxT.tolist() == [[7, 8, 1000, 1001, 1003, 9, 1009, 1010, 1011]]
-    assert batch.positions_BxT.tolist() == [[0, 1, 2, 3, 2, 0, 1, 2, 3]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 2, 0, 1, 2, 3]]
     assert batch.segment_ids_BxT.tolist() == [[0, 0, 0, 0, 0, 1, 1, 1, 1]]
     assert batch.branch_ids_BxT.tolist() == [[0, 0, 1, 1, 2, 0, 2, 2, 2]]
     assert batch.sequence_ids_BxT.tolist() == [[-1, -1, 0, 0, 1, -1, 3, 3, 3]]

@@ -45,7 +45,7 @@ def weights(mesh1):
 def weighed(params, batch, temperature, scores):
     """A scalar in which each token's log-prob and entropy has a weight of its own."""
     logp, entropy = scores(params, batch, temperature)
-    at = jnp.where(batch.sequence_ids_BxT >= 0, batch.positions_BxT + 10.0 * batch.tokens_BxT, 0)
+    at = jnp.where(batch.sequence_ids_BxT >= 0, batch.positions + 10.0 * batch.tokens_BxT, 0)
     return (jnp.sin(at) * logp + jnp.cos(at) * entropy).sum(), (logp, entropy)
 
 
@@ -54,7 +54,7 @@ def naive(params, batch, temperature):
     hidden = decoder.forward(
         params,
         batch.tokens_BxT,
-        batch.positions_BxT,
+        batch.positions,
         batch.segment_ids_BxT,
         batch.branch_ids_BxT,
         CFG,

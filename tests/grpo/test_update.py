@@ -197,7 +197,7 @@ def lay_out(samples, cfg, mesh, extra, shared=1, pack=False):
     starts = np.array([len(PROMPTS[i // G]) for i in range(N)])
 
     def placed(x_NxM):
-        index = np.clip(batch.positions_BxT - starts[ids], 0, M - 1)
+        index = np.clip(batch.positions - starts[ids], 0, M - 1)
         return np.where(ids >= 0, x_NxM[ids, index], 0).astype(np.float32)
 
     batch = replace(

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from models import decoder, params
+from models.shared import rms_norm, unconstrained
 from selfevolve_jax import sharding
 
 B, T = 4, 12  # one batch shape for all tests, so that each config compiles once
@@ -226,7 +227,7 @@ def variants(cfg):
     }
 
 
-def loss_of(weights, tokens, cfg, constrain=decoder.unconstrained):
+def loss_of(weights, tokens, cfg, constrain=unconstrained):
     """Mean next-token cross-entropy over the real tokens of the standard batch."""
     segments = jnp.where(REAL, 0, -1)
     hidden = decoder.forward(
@@ -299,7 +300,7 @@ def test_rms_norm_is_computed_in_float32(dtype):
     scale = jnp.asarray(np.random.default_rng(1).uniform(0.5, 1.5, 4096), jnp.float32)
     wide = np.asarray(x, np.float64)
     exact = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 0.25) * np.asarray(scale)
-    ours = decoder.rms_norm(x, scale, 0.25)
+    ours = rms_norm(x, scale, 0.25)
     assert ours.dtype == x.dtype
     # bf16 keeps 8 bits: rounding once costs up to 2^-8 relative, and twice would cost more.
     np.testing.assert_allclose(

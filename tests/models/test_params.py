@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models import decoder, params
-from models.config import ModelConfig, RopeScaling, config_from_dict
+from models.config import LoraConfig, ModelConfig, RopeScaling, VisionConfig, config_from_dict
 from models.params import ParamSpec
 from selfevolve_jax import sharding
 
@@ -178,6 +178,7 @@ def test_every_dimension_has_an_axis_that_the_rules_know():
         ({"unroll": 0}, "unroll .*0"),
         ({"remat": "some"}, "remat .*some"),
         ({"dtype": "float16"}, "dtype .*float16"),
+        ({"mrope_sections": (1, 2, 3)}, r"mrope_sections \(1, 2, 3\) .*head_dim"),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(tiny, change, words):
@@ -202,6 +203,9 @@ def test_config_survives_json(scaling):
         rope_scaling=scaling,
         norm_eps=1e-5,
         tie_embeddings=True,
+        mrope_sections=(1, FULL.head_dim // 2 - 2, 1),
+        vision=VisionConfig(8, 2, 2, 12, image_token=3, full_attention=(1,), window=56),
+        lora=LoraConfig(4, 8.0, ("q", "down"), vision=True),
         dtype="bfloat16",
         param_dtype="bfloat16",
         remat="dots",

@@ -14,12 +14,14 @@ import pytest
 
 from models import decoder
 from models.params import initialise
+from models.shared import unconstrained
 from selfevolve_jax import compiles, sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import build_batch
 from selfevolve_jax.grpo.logprobs import token_logprobs
 from selfevolve_jax.rollout import engine
-from selfevolve_jax.rollout.engine import RolloutConfig, bucket
+from selfevolve_jax.rollout.buckets import bucket
+from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.rollout.sampling import Sampling
 
 G, M, V = 4, 15, 16
@@ -161,7 +163,7 @@ LAYOUTS = {
 }
 
 
-def trainer_gap(samples, batch, params, temperature, cfg, constrain=decoder.unconstrained):
+def trainer_gap(samples, batch, params, temperature, cfg, constrain=unconstrained):
     """The largest difference, after checking that every drawn token is in the batch once."""
     ids = np.asarray(batch.sequence_ids_BxT)
     counts = np.bincount(ids[ids >= 0], minlength=samples.lengths_RxG.size)
