@@ -22,6 +22,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve srt RECIPE [--option value ...]   train on the model's own majority vote
   selfevolve evaluate CHECKPOINT               avg@k, maj@k, pass@k and greedy against gold
   selfevolve generate CHECKPOINT --prompt ...  sample from a checkpoint
+  selfevolve convert SRC DST                   Hugging Face or GGUF to a policy, and back
   selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
   selfevolve doctor                            what is installed, what is missing
 
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "srt": _srt,
         "evaluate": _evaluate,
         "generate": _generate,
+        "convert": _convert,
         "report": _report,
         "doctor": _doctor,
     }
@@ -137,6 +139,12 @@ def _generate(arguments: list[str]) -> None:
     from launch.generate import Generate, generate
 
     generate(parse(Generate, arguments, "generate"))
+
+
+def _convert(arguments: list[str]) -> None:
+    from launch.convert import Convert, convert
+
+    convert(parse(Convert, arguments, "convert"))
 
 
 def _report(arguments: list[str]) -> None:

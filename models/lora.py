@@ -44,9 +44,7 @@ def adapter_specs(layers: Any, lora: LoraConfig) -> Adapters:
         fan_in = math.prod(shape[1:n])
         a = ParamSpec((*shape[:n], lora.rank), (*axes[:n], None), (3 * fan_in) ** -0.5)
         # stddev 0, not a constant: B is a matrix to the weight decay.
-        b = ParamSpec(
-            (shape[0], lora.rank, *shape[n:]), (axes[0], None, *axes[n:]), 0.0
-        )
+        b = ParamSpec((shape[0], lora.rank, *shape[n:]), (axes[0], None, *axes[n:]), 0.0)
         return Adapter(a, b)
 
     return {name: adapter(name) for name in names}

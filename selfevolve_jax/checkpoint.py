@@ -17,8 +17,8 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import jax
 from etils import epath
@@ -177,20 +177,24 @@ def read_model(
     file = find_policy(path)[0] / POLICY / "model.json"
     with _read_errors(file):
         record = json.loads(file.read_text())
-        images = record.get("images")
-        if images is not None:
-            images = ImageConfig(
-                **{k: tuple(v) if isinstance(v, list) else v for k, v in images.items()}
-            )
+        stored: dict[str, Any] | None = record.get("images")  # older policies have none
+        images = None
+        if stored is not None:
+            stored["mean"], stored["std"] = tuple(stored["mean"]), tuple(stored["std"])
+            images = ImageConfig(**stored)
         return config_from_dict(record["model"]), tuple(record["stop_tokens"]), images
 
 
-def load_policy(path: epath.PathLike, mesh: Mesh) -> Policy:
-    """Weights alone, without the optimiser, straight to their shards on `mesh`."""
+def load_policy(
+    path: epath.PathLike, mesh: Mesh, param_dtype: Literal["float32", "bfloat16"] | None = None
+) -> Policy:
+    """Weights alone, without the optimiser, straight to their shards on `mesh`; in `param_dtype`, as
+    stored if None."""
     from transformers import AutoTokenizer
 
     folder, step = find_policy(path)
     model, stop_tokens, images = read_model(step)
+    model = replace(model, param_dtype=param_dtype or model.param_dtype)
     specs = decoder.abstract_params(model)
     abstract = jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),

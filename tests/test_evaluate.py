@@ -93,6 +93,7 @@ def test_the_engine_is_asked_for_k_samples_and_one_greedy_text(scored, mesh1, ti
             "cfg": tiny,
             "mesh": mesh1,
             "config": RolloutConfig(8, 4),
+            "images": None,
         }
 
 

@@ -23,7 +23,7 @@ from models import decoder
 from selfevolve_jax import checkpoint, sft, sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import decay_mask, make_optimizer
-from selfevolve_jax.rollout.engine import bucket
+from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.run_dir import disk_errors
 from selfevolve_jax.srt.recipe import BaseConfig
 from selfevolve_jax.state import init_params, init_state
@@ -32,7 +32,7 @@ from selfevolve_jax.tasks.base import Task
 
 # What a base is made by: a change in any of these makes another one.
 _SOURCES = (
-    *("sft.py", "optimizer.py", "state.py", "grpo/logprobs.py", "grpo/update.py"),
+    *("sft.py", "optimizer.py", "state.py", "trainable.py", "grpo/logprobs.py", "grpo/update.py"),
     *("grpo/losses.py", "tasks/arithmetic.py", "tasks/base.py", "srt/base.py"),
 )
 

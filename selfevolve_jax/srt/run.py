@@ -8,6 +8,7 @@ their order and the random numbers; only the judge differs.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Literal
 
 import jax
@@ -15,10 +16,11 @@ from etils import epath
 
 from selfevolve_jax import checkpoint, run_dir, sharding, trainer
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.pretrained import source
 from selfevolve_jax.report.html import write_report
 from selfevolve_jax.srt.base import get_base
 from selfevolve_jax.srt.recipe import ARMS, BaseConfig, SRTRecipe
-from selfevolve_jax.tasks import arithmetic, dataset, gym
+from selfevolve_jax.tasks import arithmetic, dataset, gym, sums
 from selfevolve_jax.tasks.base import Task
 
 # What --resume may change: neither alters what the run has done so far.
@@ -95,16 +97,21 @@ def load(recipe: SRTRecipe, mesh, say) -> tuple[Task, checkpoint.Policy]:
                 f"{known} or more."
             )
         return task, get_base(recipe.policy, task, recipe.task.width, recipe.seed, mesh, say)
-    policy = checkpoint.load_policy(recipe.policy.path, mesh)
+    chosen = recipe.policy
+    policy = source.load_policy(
+        chosen.path, mesh, dtype=chosen.dtype, param_dtype=chosen.param_dtype
+    )
+    if chosen.remat:
+        policy = replace(policy, model=replace(policy.model, remat=chosen.remat))
     return load_task(recipe.task, policy, recipe.seed), policy
 
 
 def load_task(
-    config: arithmetic.ArithmeticConfig | dataset.DataConfig | gym.GymConfig,
+    config: arithmetic.ArithmeticConfig | dataset.DataConfig | gym.GymConfig | sums.SumsConfig,
     policy: checkpoint.Policy,
     seed: int,
 ) -> Task:
-    """Any of the three kinds of task, by the type of its config, for a policy that will read it."""
+    """Any of the kinds of task, by the type of its config, for a policy that will read it."""
     if isinstance(config, arithmetic.ArithmeticConfig):
         task = arithmetic.load_task(config, seed)
         if policy.tokenizer.get_vocab() != task.tokenizer.get_vocab():
@@ -115,7 +122,15 @@ def load_task(
         return task
     if isinstance(config, gym.GymConfig):
         return gym.load_task(config, policy.tokenizer, seed, policy.stop_tokens)
-    return dataset.load_task(config, policy.tokenizer, policy.stop_tokens)
+    if isinstance(config, sums.SumsConfig):
+        return sums.load_task(config, policy.tokenizer, seed, policy.stop_tokens)
+    return dataset.load_task(
+        config,
+        policy.tokenizer,
+        policy.stop_tokens,
+        vision=policy.model.vision,
+        images=policy.images,
+    )
 
 
 def headline(summary: dict) -> str:

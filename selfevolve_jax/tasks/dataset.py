@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from etils import epath
 
+from models.config import VisionConfig
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.images import ImageConfig
 from selfevolve_jax.tasks.base import AnswerSpec, Row, Task
 from selfevolve_jax.tasks.prompts import Problem, stop_tokens, tokenize_rows
+from selfevolve_jax.tasks.records import bad, read_records, require_columns, shown
 
-_FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+_LONGEST_PATH = 4096  # what Linux opens; a longer text is an image in base64
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ class DataConfig:
     question_column, answer_column: their names; answer_column None means unlabelled.
     answer_pattern: a regular expression whose last match in the answer column is the gold answer
       (its first group, if it has one), as "#### *(.+)" for GSM8K; None takes the whole text.
+    image_column: name of the column with a row's images, for a policy that sees; it needs `chat`. A
+      path (from the data file's folder on), the bytes of a file, {"bytes": ..., "path": ...} as
+      `datasets` stores it, or a list of these; null, "" or [] is a row of text alone, and so is a
+      JSON object without the column. `<image>` in the question says where an image stands; without,
+      they all stand before it.
     suffix, chat, system, max_prompt_tokens: see `prompts`.
     pattern, equivalence: how responses are read, see `AnswerSpec`.
     """
@@ -52,6 +61,7 @@ class DataConfig:
     question_column: str = "question"
     answer_column: str | None = "answer"
     answer_pattern: str | None = None
+    image_column: str | None = None
     suffix: str = ""
     chat: bool = False
     system: str | None = None
@@ -77,8 +87,11 @@ class DataConfig:
                 f"answer_pattern={self.answer_pattern!r} needs answer_column, which is None"
             )
         if self.system is not None and not self.chat:
+            raise UserError(f"system={self.system!r} needs chat, which is False; fix: --task.chat")
+        if self.image_column is not None and not self.chat:
             raise UserError(
-                f"system={self.system!r} needs chat, which is False; fix: --task.chat true"
+                f"image_column={self.image_column!r} needs chat, which is False: a chat template "
+                "says how a prompt holds images; fix: --task.chat"
             )
         for name in ("answer_pattern", "pattern"):
             try:
@@ -89,12 +102,24 @@ class DataConfig:
                 ) from error
 
 
-def load_task(config: DataConfig, tokenizer: Any, known_stops: Sequence[int] = ()) -> Task:
-    """Reads, checks, tokenizes and splits. known_stops: tokens that the policy is known to end with,
-    beside the tokenizer's own. Row ids are indices in `path`; those of held_out_path go
-    on where they end. UserError names file, row and reason for the first bad row."""
+def load_task(
+    config: DataConfig,
+    tokenizer: Any,
+    known_stops: Sequence[int] = (),
+    *,
+    vision: VisionConfig | None = None,
+    images: ImageConfig | None = None,
+) -> Task:
+    """Reads, checks, tokenizes and splits.
+
+    known_stops: tokens that the policy is known to end with, beside the tokenizer's own. vision,
+    images: the policy's, None for one that reads text only. Every image is opened here, so that a bad
+    one ends no run later. Row ids are indices in `path`; those of held_out_path go on where they end.
+    UserError names file, row and reason for the first bad row.
+    """
     train_problems = _problems(config, config.path, config.subset, config.split, config.limit)
-    train, dropped = _rows(config, tokenizer, train_problems, config.path)
+    policy = (tokenizer, vision, images)
+    train, dropped = _rows(config, *policy, train_problems, config.path)
     counts = {"prompt_too_long": dropped}
     if config.held_out_path is None:
         train, held_out = _split(train, config)
@@ -106,7 +131,7 @@ def load_task(config: DataConfig, tokenizer: Any, known_stops: Sequence[int] = (
             config.held_out_split,
             first_id=len(train_problems),
         )
-        held_out, dropped = _rows(config, tokenizer, held_out_problems, config.held_out_path)
+        held_out, dropped = _rows(config, *policy, held_out_problems, config.held_out_path)
         counts["prompt_too_long"] += dropped
         asked = {_question_key(row) for row in held_out}
         kept = [row for row in train if _question_key(row) not in asked]
@@ -125,11 +150,17 @@ def load_task(config: DataConfig, tokenizer: Any, known_stops: Sequence[int] = (
         stop_tokens=stop_tokens(tokenizer, chat=config.chat, known=known_stops),
         answer=AnswerSpec(config.pattern, config.equivalence),
         counts=counts,
+        images=images,
     )
 
 
 def _rows(
-    config: DataConfig, tokenizer: Any, problems: Sequence[Problem], name: str
+    config: DataConfig,
+    tokenizer: Any,
+    vision: VisionConfig | None,
+    images: ImageConfig | None,
+    problems: Sequence[Problem],
+    name: str,
 ) -> tuple[list[Row], int]:
     return tokenize_rows(
         tokenizer,
@@ -139,12 +170,16 @@ def _rows(
         chat=config.chat,
         system=config.system,
         max_prompt_tokens=config.max_prompt_tokens,
+        vision=vision,
+        images=images,
     )
 
 
-def _question_key(row: Row) -> str:
-    """Equal for questions that differ in white space only."""
-    return " ".join(row.prompt.split())
+def _question_key(row: Row) -> tuple[str, ...]:
+    """Equal for questions that differ in white space only, about the same image files: their bytes
+    count, not their names, as data sets keep a copy in the folder of each split."""
+    files = [i if isinstance(i, bytes) else epath.Path(i).read_bytes() for i in row.images]
+    return " ".join(row.prompt.split()), *(hashlib.sha256(file).hexdigest() for file in files)
 
 
 def _split(rows: Sequence[Row], config: DataConfig) -> tuple[list[Row], list[Row]]:
@@ -152,7 +187,7 @@ def _split(rows: Sequence[Row], config: DataConfig) -> tuple[list[Row], list[Row
     until the fraction (at least one row) is full."""
     if config.held_out_fraction == 0:
         return list(rows), []
-    copies: dict[str, list[int]] = {}
+    copies: dict[tuple[str, ...], list[int]] = {}
     for i, row in enumerate(rows):
         copies.setdefault(_question_key(row), []).append(i)
     groups = list(copies.values())
@@ -180,30 +215,83 @@ def _problems(
     first_id: int = 0,
 ) -> list[Problem]:
     columns = [c for c in (config.question_column, config.answer_column) if c is not None]
-    problems = []
-    for where, record in itertools.islice(_records(path, subset, split, columns), limit):
-        _require_columns(where, record, columns)
+    images_in = config.image_column
+    problems, has_images, folder = [], images_in is None, _folder(path)
+    wanted = [*columns, *([] if images_in is None else [images_in])]
+    records = read_records(path, subset, split, wanted)
+    for where, record in itertools.islice(records, limit):
+        require_columns(where, record, columns)
         question = record[config.question_column]
         if not isinstance(question, str) or not question.strip():
-            raise _bad(where, f"{config.question_column!r} is {_shown(question)}, not a text")
+            raise bad(where, f"{config.question_column!r} is {shown(question)}, not a text")
         gold = None
         if config.answer_column is not None:
             gold = _gold(where, config.answer_column, record[config.answer_column], config)
-        problems.append(Problem(first_id + len(problems), question, gold))
+        images: tuple[str | bytes, ...] = ()
+        if images_in is not None and images_in in record:
+            images, has_images = _images(where, images_in, record[images_in], folder), True
+        problems.append(
+            Problem(first_id + len(problems), question, gold, images=images, where=where)
+        )
     if not problems:
         raise UserError(f"{path}: the data set is empty; fix: a file or split with rows in it")
+    if not has_images:
+        raise UserError(
+            f"{path}: no row has a column {images_in!r}; fix: --task.image-column, or a row that says "
+            "null there"
+        )
     return problems
+
+
+def _images(
+    where: str, column: str, value: Any, folder: epath.Path | None
+) -> tuple[str | bytes, ...]:
+    """Paths and bytes, from what an image column may hold."""
+    if value is None or (isinstance(value, str | list) and not value):
+        return ()
+    return tuple(
+        _image(where, column, one, folder)
+        for one in (value if isinstance(value, list) else [value])
+    )
+
+
+def _image(where: str, column: str, value: Any, folder: epath.Path | None) -> str | bytes:
+    if isinstance(value, dict):
+        file, path = value.get("bytes"), value.get("path")
+        if (file is None and not path) or not isinstance(file, bytes | None):
+            raise bad(where, f'{column!r} is {shown(value)}, with neither "bytes" nor a "path"')
+        value = path if file is None else file
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value:
+        raise bad(where, f"{column!r} has {shown(value)}, neither a path nor a file's bytes")
+    if value.startswith(("http://", "https://", "data:")) or len(value) > _LONGEST_PATH:
+        raise bad(where, f"{column!r} is {shown(value)}, not the path of a file")
+    if "://" in value or Path(value).is_absolute():
+        return value
+    if folder is None:
+        raise bad(
+            where,
+            f"{column!r} is {shown(value)}, and a data set of the hub has no folder to find it in",
+        )
+    return str(folder / value)
+
+
+def _folder(path: str) -> epath.Path | None:
+    """Where the relative paths of a data set start; None for a hub id."""
+    file = epath.Path(path).expanduser()
+    return file if file.is_dir() else file.parent if file.exists() else None
 
 
 def _gold(where: str, column: str, value: Any, config: DataConfig) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
-        raise _bad(
+        raise bad(
             where,
-            f"{column!r} is {_shown(value)}, not a text or a number "
+            f"{column!r} is {shown(value)}, not a text or a number "
             "(for a data set without labels: --task.answer-column None)",
         )
     if isinstance(value, float) and not math.isfinite(value):
-        raise _bad(where, f"{column!r} is {value}, not a finite number")
+        raise bad(where, f"{column!r} is {value}, not a finite number")
     if not isinstance(value, str):
         # Shortest decimal without an exponent: 5.0 -> 5, 1e-7 -> 0.0000001. Adding 0 unsigns -0.0.
         exact = Decimal(repr(value + 0)) if isinstance(value, float) else Decimal(value)
@@ -213,133 +301,9 @@ def _gold(where: str, column: str, value: Any, config: DataConfig) -> str:
         matches = list(re.finditer(config.answer_pattern, value))
         found = matches[-1].group(1 if matches[-1].re.groups else 0) if matches else None
         if found is None:
-            reason = f"answer_pattern={config.answer_pattern!r} finds nothing in {_shown(value)}"
-            raise _bad(where, reason)
+            reason = f"answer_pattern={config.answer_pattern!r} finds nothing in {shown(value)}"
+            raise bad(where, reason)
         value = found
     if not value.strip():
-        raise _bad(where, f"{column!r} is empty")
+        raise bad(where, f"{column!r} is empty")
     return value.strip()
-
-
-def _bad(where: str, reason: str) -> UserError:
-    return UserError(f"{where}: {reason}; fix: mend or remove that row")
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _require_columns(where: str, names: Mapping[str, Any] | Sequence[str], columns: Sequence[str]):
-    for column in columns:
-        if column not in names:
-            raise UserError(
-                f"{where}: no column {column!r}; there are: {', '.join(names) or 'none'}; "
-                "fix: --task.question-column or --task.answer-column"
-            )
-
-
-def _records(
-    path: str, subset: str | None, split: str, columns: Sequence[str]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(where, record) for each row; `where` is "file, line 3" (JSONL) or "file, row 2" (from 0)."""
-    file = Path(path).expanduser()
-    if file.is_dir():
-        return _hub_records(path, str(file), subset, split, columns)
-    if not file.exists():
-        # A hub id is NAME or OWNER/NAME; whatever looks like a path is one.
-        if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", path) or path.endswith(_FILE_SUFFIXES):
-            raise UserError(f"{path}: no such file or directory (looked in {Path.cwd()})")
-        return _hub_records(path, path, subset, split, columns)
-    readers = dict(
-        zip(_FILE_SUFFIXES, (_jsonl_records, _json_records, _parquet_records), strict=True)
-    )
-    if file.suffix not in readers:
-        raise UserError(f"{path}: unknown kind of file; fix: one of {', '.join(_FILE_SUFFIXES)}")
-    return _disk_errors_named(path, readers[file.suffix](path, file, columns))
-
-
-def _disk_errors_named(path: str, records: Iterator[Any]) -> Iterator[Any]:
-    try:
-        yield from records
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-
-
-def _jsonl_records(path: str, file: Path, columns: Sequence[str]):
-    with file.open("rb") as lines:  # bytes: an undecodable line is named like any other bad line
-        for number, line in enumerate(lines, start=1):
-            where = f"{path}, line {number}"
-            if line.strip():
-                yield where, _object(where, _parse_json(where, line))
-
-
-def _json_records(path: str, file: Path, columns: Sequence[str]):
-    hint = "a .json file holds one array of objects; one object a line belongs in a .jsonl file"
-    records = _parse_json(f"{path} ({hint})", file.read_bytes())
-    if not isinstance(records, list):
-        raise UserError(f"{path}: not an array but {_shown(records)}; fix: {hint}")
-    for i, record in enumerate(records):
-        yield f"{path}, row {i}", _object(f"{path}, row {i}", record)
-
-
-def _parse_json(where: str, data: bytes) -> Any:
-    try:
-        return json.loads(data.decode("utf-8-sig"))  # -sig: some editors put a byte-order mark
-    except (ValueError, RecursionError) as error:
-        raise _bad(where, f"invalid JSON: {error}") from error
-
-
-def _object(where: str, record: Any) -> Mapping[str, Any]:
-    if not isinstance(record, dict):
-        raise _bad(where, f"{_shown(record)} is not an object with columns")
-    return record
-
-
-def _parquet_records(path: str, file: Path, columns: Sequence[str]):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        parquet = pq.ParquetFile(file)
-        _require_columns(path, parquet.schema_arrow.names, columns)
-        batches = parquet.iter_batches(columns=list(columns))
-        records = (record for batch in batches for record in batch.to_pylist())
-        for i, record in enumerate(records):
-            yield f"{path}, row {i}", record
-    except pa.ArrowException as error:
-        raise UserError(f"{path}: not a readable parquet file: {error}") from error
-
-
-def _hub_records(
-    path: str, source: str, subset: str | None, split: str, columns: Sequence[str]
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Rows of a directory or a hub id, through `datasets`."""
-    import datasets  # here: takes seconds
-    from datasets.exceptions import DatasetsError
-
-    local = Path(source)
-    try:
-        if (local / "state.json").exists() or (local / "dataset_dict.json").exists():
-            data = datasets.load_from_disk(source)
-            if isinstance(data, datasets.DatasetDict):
-                if split not in data:
-                    raise UserError(
-                        f"{path}: no split {split!r}; there are: {', '.join(map(str, data))}"
-                    )
-                data = data[split]
-        else:
-            data = datasets.load_dataset(source, subset, split=split)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        what = f"subset={subset!r}, split={split!r}: {error}"
-        if local.is_dir():
-            raise UserError(f"{path}: cannot be loaded: {what}") from error
-        raise UserError(
-            f"{path}: no local path, and not to be had from the hub; {what}; fix: check the name, "
-            f"or, where there is a network, run `hf download {path} --repo-type dataset "
-            "--local-dir DIR` and give DIR as the path"
-        ) from error
-    where = f"{path} ({split})"
-    _require_columns(where, data.column_names, columns)
-    for i, record in enumerate(data.select_columns(list(columns))):
-        yield f"{where}, row {i}", dict(record)

@@ -81,7 +81,7 @@ def tree(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trane"], ["'trane' is unknown", "srt, evaluate, generate, report, doctor"]),
+        (["trane"], ["'trane' is unknown", "srt, evaluate, generate, convert, report, doctor"]),
         (["srt"], ["needs a recipe", "quickstart"]),
         (["srt", "--resume"], ["needs a recipe"]),
         (["srt", "nope"], ["'nope' is unknown", "quickstart", "FILE.py:NAME"]),
@@ -222,7 +222,7 @@ def test_a_recipe_file_works(texts_policy, place, capsys):
     main(["srt", f"{recipe}:mine", "--trainer.steps", "7", "--dry-run"])
     out = capsys.readouterr().out
     config = json.loads(out[: out.index("\n}") + 2])
-    assert config["trainer"]["steps"] == 7 and config["policy"] == {"path": str(texts_policy)}
+    assert config["trainer"]["steps"] == 7 and config["policy"]["path"] == str(texts_policy)
     message = refused(capsys, "srt", f"{recipe}:yours")
     assert "yours" in message and "mine" in message
 

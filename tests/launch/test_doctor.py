@@ -121,7 +121,7 @@ def test_run_from_a_bare_checkout_it_says_how_to_install(monkeypatch):
 
     monkeypatch.setattr(metadata, "metadata", absent)
     assert "uv sync" in dict(doctor.machine())["selfevolve-jax"]
-    assert {p.name for p in doctor.optional_parts()} == {"gui", "dgm", "ray", "smollm2"}
+    assert {p.name for p in doctor.optional_parts()} == {"gui", "dgm", "ray"}
 
 
 def test_plain_lines_off_a_tty(monkeypatch):

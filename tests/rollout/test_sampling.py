@@ -43,7 +43,8 @@ def reference(logits, temperature, top_k, top_p, min_p):
 
 
 score_lists = st.one_of(
-    st.lists(st.floats(-8, 8, width=32), min_size=V, max_size=V),
+    # Without subnormal numbers, which XLA takes for zero on a CPU and numpy does not.
+    st.lists(st.floats(-8, 8, width=32, allow_subnormal=False), min_size=V, max_size=V),
     st.lists(st.integers(-4, 4).map(float), min_size=V, max_size=V),  # many ties
 )
 

@@ -359,7 +359,7 @@ def test_another_seed_holds_out_other_rows(tmp_path, load):
         ({"answer_pattern": "("}, r"answer_pattern='\(' is no regular expression"),
         ({"pattern": "("}, r"pattern='\(' is no regular expression"),
         ({"answer_column": None, "answer_pattern": "x"}, "answer_pattern='x' needs answer_column"),
-        ({"system": "s"}, r"system='s' needs chat.*--task\.chat true"),
+        ({"system": "s"}, r"system='s' needs chat.*--task\.chat$"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_before_anything_is_read(options, message):

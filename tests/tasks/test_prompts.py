@@ -38,7 +38,7 @@ def test_chat_prompt_has_the_suffix_inside_the_user_turn(char_tokenizer):
 
 
 def test_missing_template_names_the_option(char_tokenizer):
-    with pytest.raises(UserError, match=r"no chat template.*--task\.chat false"):
+    with pytest.raises(UserError, match=r"no chat template.*--task\.no-chat"):
         render_prompt(char_tokenizer(), "x", chat=True)
 
 
