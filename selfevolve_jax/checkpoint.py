@@ -5,6 +5,7 @@ A policy folder (a run's arm, or a cached base) holds
                                               images are made ready
     checkpoints/STEP/                         newest states: params, train (optimiser, step), progress
     best/STEP/                                the state with the best held-out score, when scored
+    sound/STEP/                               the last without a sign of collapse, where that is kept
 Orbax writes each STEP under a temporary name and renames it once whole, so a kill at any instant
 leaves the older ones intact.
 """
@@ -33,7 +34,7 @@ from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.images import ImageConfig
 from selfevolve_jax.state import TrainState
 
-LATEST, BEST, POLICY = "checkpoints", "best", "policy"
+LATEST, BEST, SOUND, POLICY = "checkpoints", "best", "sound", "policy"
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def save_async(
             step,
             {
                 "params": state.params,
-                "train": {"step": state.step, "opt_state": state.opt_state},
+                "train": _train(state),
                 "progress": copy.deepcopy(progress),  # the caller's goes on while this is written
             },
             overwrite=True,
@@ -111,12 +112,18 @@ def restore(
             step,
             {
                 "params": abstract.params,
-                "train": {"step": abstract.step, "opt_state": abstract.opt_state},
+                "train": _train(abstract),
                 "progress": None,
             },
         )
     train = stored["train"]
-    return TrainState(train["step"], stored["params"], train["opt_state"]), stored["progress"]
+    state = TrainState(train["step"], stored["params"], train["opt_state"], train.get("teacher"))
+    return state, stored["progress"]
+
+
+def _train(state: TrainState) -> dict[str, Any]:
+    teacher = {} if state.teacher is None else {"teacher": state.teacher}
+    return {"step": state.step, "opt_state": state.opt_state, **teacher}
 
 
 def save_policy_files(
@@ -161,9 +168,9 @@ def find_policy(path: epath.PathLike) -> tuple[epath.Path, epath.Path]:
         arms = [str(p) for p in (path / "arms").iterdir()] if (path / "arms").exists() else []
         hint = f" Its arms are: {', '.join(sorted(arms))}." if arms else ""
         raise UserError(f"{path} holds no {POLICY}/model.json, so it is no checkpoint.{hint}")
-    if path.name.isdigit() and path.parent.name in (LATEST, BEST):
+    if path.name.isdigit() and path.parent.name in (LATEST, BEST, SOUND):
         return folder, path
-    steps = path if path.name in (LATEST, BEST) else folder / LATEST
+    steps = path if path.name in (LATEST, BEST, SOUND) else folder / LATEST
     done = [int(p.name) for p in steps.iterdir() if p.name.isdigit()] if steps.exists() else []
     if not done:
         raise UserError(f"{steps} holds no finished checkpoint yet.")

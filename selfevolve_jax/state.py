@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,9 @@ import optax
 from jax.sharding import Mesh
 
 from models import decoder, params
-from models.config import ModelConfig
+from models.config import LoraConfig, ModelConfig
 from selfevolve_jax import sharding
+from selfevolve_jax.errors import UserError
 from selfevolve_jax.trainable import Mask, join, split
 
 
@@ -23,14 +24,20 @@ class TrainState:
     step: Any  # int32 scalar: batches of samples trained on so far
     params: Any  # decoder.Params; optax's types know mappings only
     opt_state: Any
+    teacher: Any = None  # float32 moving average of what is trained, where a run has a teacher
 
 
 def abstract_state(
-    cfg: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, trainable: Mask = None
+    cfg: ModelConfig,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    trainable: Mask = None,
+    teacher: bool = False,
 ) -> TrainState:
     """The state as ShapeDtypeStructs with shardings: what a checkpoint is restored into.
 
-    Optimiser moments are sharded as the parameters they belong to; frozen ones have none."""
+    Optimiser moments and the teacher are sharded as the parameters they belong to; frozen ones have
+    none."""
     specs = decoder.abstract_params(cfg)
     shapes = params.shapes(specs)
     shardings = sharding.tree_shardings(specs, mesh)
@@ -46,10 +53,16 @@ def abstract_state(
         split(shardings, trainable)[0],
         transform_non_params=lambda leaf: placed(leaf, everywhere),
     )
+    placed_params = jax.tree.map(placed, shapes, shardings)
+
+    def in_float32(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
+
     return TrainState(
         step=placed(jax.ShapeDtypeStruct((), jnp.int32), everywhere),
-        params=jax.tree.map(placed, shapes, shardings),
+        params=placed_params,
         opt_state=opt_state,
+        teacher=jax.tree.map(in_float32, split(placed_params, trainable)[0]) if teacher else None,
     )
 
 
@@ -83,18 +96,37 @@ def add_adapters(
     return join(make(key), jax.tree.map(lambda _: next(given), others))
 
 
+def with_adapters(
+    params: decoder.Params, model: ModelConfig, lora: LoraConfig, key: jax.Array, mesh: Mesh
+) -> tuple[decoder.Params, ModelConfig]:
+    """The policy with fresh adapters where `lora` asks for them; its own go on being trained."""
+    if model.lora.rank and lora.rank and model.lora != lora:
+        raise UserError(
+            f"trainer.lora={lora} differs from the adapters that the policy has: {model.lora}. Leave "
+            "trainer.lora out to go on with those, or merge them first: selfevolve convert."
+        )
+    if model.lora.rank or not lora.rank:
+        return params, model
+    model = replace(model, lora=lora)
+    return add_adapters(params, model, key, mesh), model
+
+
 def init_state(
     weights: decoder.Params,
     cfg: ModelConfig,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     trainable: Mask = None,
+    teacher: bool = False,
 ) -> TrainState:
-    """Step 0 from given parameters, which are copied, as updates donate their buffers."""
-    abstract = abstract_state(cfg, tx, mesh, trainable)
+    """Step 0 from given parameters, which are copied, as updates donate their buffers. A teacher
+    begins as the policy."""
+    abstract = abstract_state(cfg, tx, mesh, trainable, teacher)
 
     def start(weights):
-        opt_state = tx.init(split(weights, trainable)[0])
-        return TrainState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, weights), opt_state)
+        mine = split(weights, trainable)[0]
+        average = jax.tree.map(lambda x: jnp.array(x, jnp.float32), mine) if teacher else None
+        copy = jax.tree.map(jnp.copy, weights)
+        return TrainState(jnp.zeros((), jnp.int32), copy, tx.init(mine), average)
 
     return jax.jit(start, out_shardings=shardings_of(abstract))(weights)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from selfevolve_jax.judges.base import Verdict
 from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.judges.ground_truth import label_accuracy, sample_accuracy
+from selfevolve_jax.resample import Judged
 from selfevolve_jax.rollout.engine import Samples
 from selfevolve_jax.tasks.base import Row
 
@@ -35,14 +38,9 @@ class Clock:
         }
 
 
-def sample_metrics(
-    rows: Sequence[Row],
-    samples: Samples,
-    verdict: Verdict,
-    equivalence: Equivalence,
-    gold_known: bool,
-) -> dict[str, float]:
+def sample_metrics(judged: Judged, equivalence: Equivalence, gold_known: bool) -> dict[str, float]:
     """What the host knows of a step: rewards, votes, lengths and, where gold exists, the truth."""
+    rows, samples, verdict = judged.rows, judged.samples, judged.verdict
     metrics = {
         "reward/mean": _mean(verdict.rewards_RxG[verdict.trained_RxG]),
         "judge/majority_fraction": _mean(verdict.majority_fraction_R),
@@ -54,6 +52,10 @@ def sample_metrics(
         "response/length_max": float(samples.lengths_RxG.max()),
         "response/cut_off": _mean(~samples.stopped_RxG),
     }
+    ended = samples.lengths_RxG[samples.stopped_RxG]
+    metrics["response/length_ended"] = float(ended.mean()) if ended.size else math.nan
+    metrics["response/length_spread"] = float(ended.std()) if ended.size else math.nan
+    metrics |= diversity(rows, judged.texts, verdict)
     metrics |= {f"reward/{k}": _mean(v) for k, v in verdict.parts.items()}
     if gold_known:
         metrics["judge/label_accuracy"] = float(
@@ -61,6 +63,28 @@ def sample_metrics(
         )
         metrics["reward/gold"] = _mean(sample_accuracy(rows, verdict, equivalence))
     return metrics
+
+
+def diversity(
+    rows: Sequence[Row], texts: Sequence[Sequence[str]], verdict: Verdict
+) -> dict[str, float]:
+    """How much the answers depend on the prompt, without labels; the collapse alarm reads it.
+
+    judge/answer_entropy: entropy in nats of all votes of the batch, pooled over prompts.
+    judge/answer_top: share of the prompts with a vote whose winner is the commonest winner.
+    response/distinct: distinct responses over distinct rows, a row's response being the commonest
+      text among its samples (the first among equals). 1 wherever texts are long and free.
+    """
+    pooled: Counter[str] = Counter()
+    for votes in verdict.votes:
+        pooled.update(votes)
+    winners = Counter(next(iter(votes)) for votes in verdict.votes if votes)
+    commonest = {Counter(group).most_common(1)[0][0] for group in texts}
+    return {
+        "judge/answer_entropy": _entropy(pooled.values()),
+        "judge/answer_top": max(winners.values(), default=0) / max(winners.total(), 1),
+        "response/distinct": min(1.0, len(commonest) / len({row.id for row in rows})),
+    }
 
 
 def _entropy(counts: Any) -> float:
@@ -75,36 +99,51 @@ def _mean(values: Any) -> float:
     return float(values.mean()) if values.size else 0.0
 
 
-def sample_records(step, rows, texts, samples: Samples, verdict: Verdict) -> list[dict[str, Any]]:
-    """Every rollout of a step with every named reward part, as the samples log keeps it."""
-    return [
-        {
-            "step": step,
-            "row": row.id,
-            "prompt": row.prompt,
-            "gold": row.gold,
-            "pseudo_label": verdict.pseudo_labels[r],
-            "majority_fraction": float(verdict.majority_fraction_R[r]),
-            "votes": dict(verdict.votes[r]),
-            "samples": [
-                {
-                    "text": text,
-                    "answer": verdict.answers[r][g],
-                    "reward": float(verdict.rewards_RxG[r, g]),
-                    "trained": bool(verdict.trained_RxG[r, g]),
-                    "parts": {k: float(v[r, g]) for k, v in verdict.parts.items()},
-                    "length": int(samples.lengths_RxG[r, g]),
-                    "stopped": bool(samples.stopped_RxG[r, g]),
-                }
-                for g, text in enumerate(texts[r])
-            ],
-        }
-        for r, row in enumerate(rows)
+def sample_records(
+    step: int, judged: Judged, dropped: Judged | None = None
+) -> list[dict[str, Any]]:
+    """Every rollout of a step with every named reward part, as the samples log keeps it; with a
+    teacher, the texts that it voted with too. dropped: rows that gave way to others, marked so."""
+    rows, samples, verdict = judged.rows, judged.samples, judged.verdict
+    records = [
+        _record(step, r, row, judged.texts[r], samples, verdict) for r, row in enumerate(rows)
     ]
+    for record, voted in zip(records, judged.teacher_texts, strict=False):
+        record["teacher_texts"] = list(voted)
+    if dropped is not None:
+        records += [record | {"dropped": True} for record in sample_records(step, dropped)]
+    return records
 
 
-def shown(rows, texts, verdict: Verdict) -> list[tuple[str, str, float]]:
+def _record(
+    step: int, r: int, row: Row, texts: Sequence[str], samples: Samples, verdict: Verdict
+) -> dict[str, Any]:
+    return {
+        "step": step,
+        "row": row.id,
+        "prompt": row.prompt,
+        "gold": row.gold,
+        "pseudo_label": verdict.pseudo_labels[r],
+        "majority_fraction": float(verdict.majority_fraction_R[r]),
+        "votes": dict(verdict.votes[r]),
+        "samples": [
+            {
+                "text": text,
+                "answer": verdict.answers[r][g],
+                "reward": float(verdict.rewards_RxG[r, g]),
+                "trained": bool(verdict.trained_RxG[r, g]),
+                "parts": {k: float(v[r, g]) for k, v in verdict.parts.items()},
+                "length": int(samples.lengths_RxG[r, g]),
+                "stopped": bool(samples.stopped_RxG[r, g]),
+            }
+            for g, text in enumerate(texts)
+        ],
+    }
+
+
+def shown(judged: Judged) -> list[tuple[str, str, float]]:
+    rewards = judged.verdict.rewards_RxG
     return [
-        (row.prompt, texts[r][0], float(verdict.rewards_RxG[r, 0]))
-        for r, row in enumerate(rows[:3])
+        (row.prompt, judged.texts[r][0], float(rewards[r, 0]))
+        for r, row in enumerate(judged.rows[:3])
     ]

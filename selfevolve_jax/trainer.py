@@ -7,11 +7,8 @@ run that was killed at any instant and resumed ends bit for bit where an undistu
 
 from __future__ import annotations
 
-import math
-import signal
-import threading
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -20,135 +17,43 @@ from etils import epath
 from jax.sharding import Mesh
 
 from models import decoder
-from models.config import LoraConfig, ModelConfig
-from selfevolve_jax import checkpoint, compiles, evaluate, sharding, step_log
+from models.config import ModelConfig
+from selfevolve_jax import alarm, checkpoint, compiles, early_stop, evaluate, sharding, step_log
 from selfevolve_jax import run_dir as files
+from selfevolve_jax.endings import Interrupted, stop_if_broken, stop_signals, words
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import add_images, build_batch
-from selfevolve_jax.grpo.config import GRPOConfig
 from selfevolve_jax.grpo.update import score as trainer_logprobs
 from selfevolve_jax.grpo.update import update_step
 from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.judges.registry import make_judge
-from selfevolve_jax.metrics import MetricLog, Terminal
-from selfevolve_jax.optimizer import (
-    OptimizerConfig,
-    decay_mask,
-    learning_rate,
-    make_optimizer,
-)
-from selfevolve_jax.rollout.engine import RolloutConfig, generate
-from selfevolve_jax.rollout.prompt_images import encode_images
-from selfevolve_jax.rollout.sampling import Sampling, check_sampling
-from selfevolve_jax.state import abstract_state, add_adapters, init_state
+from selfevolve_jax.metrics import MetricLog, Terminal, read_metrics
+from selfevolve_jax.optimizer import decay_mask, learning_rate, make_optimizer
+from selfevolve_jax.resample import Judged, fill
+from selfevolve_jax.rollout.engine import Samples, generate
+from selfevolve_jax.rollout.prompt_images import PromptImages, encode_images
+from selfevolve_jax.state import abstract_state, init_state, with_adapters
 from selfevolve_jax.tasks.base import Task, batch_at
+from selfevolve_jax.teacher import follow, teacher_params, teacher_vote
 from selfevolve_jax.trainable import split, trainable_mask, trains_vision
+from selfevolve_jax.trainer_config import TrainerConfig, check_batch
 
 # Purposes of random keys; each is folded into the seed before anything else.
-ROLLOUT, HELD_OUT, ADAPTERS = 1, 2, 3
-
-
-class Interrupted(UserError):
-    """SIGTERM or Ctrl-C: the state was saved. Code 143, what a shell reports of a terminated child."""
-
-    exit_code = 143
-
-
-class TrainingFailed(UserError):
-    """The numbers broke; the last good checkpoint is kept."""
-
-    exit_code = 1
-
-
-@dataclass(frozen=True)
-class TrainerConfig:
-    """Defaults are SRT's published settings.
-
-    samples_per_prompt: G, all of which vote. trained_per_prompt: how many of them are trained on,
-    None for all. A batch is prompts_per_step × samples_per_prompt samples.
-    vote_threshold: rows with a smaller majority fraction leave the loss.
-    eval_every, save_every: in steps; both also happen at the end, and evaluation at the start.
-    shared_prompt: how many samples of a prompt share one copy of it in the update; pack: several
-    prompts in a row of training tokens. Both change the time a step takes, and not its numbers.
-    lora: adapters are trained in place of the weights. train_vision: the vision tower too, where the
-    policy has one; with shared_prompt=samples_per_prompt it then encodes each prompt once.
-    """
-
-    steps: int = 1000
-    prompts_per_step: int = 16
-    samples_per_prompt: int = 32
-    trained_per_prompt: int | None = None
-    max_new_tokens: int = 3072
-    vote_threshold: float = 0.0
-    eval_every: int = 50
-    eval_samples: int = 32
-    save_every: int = 50
-    keep: int = 2
-    shared_prompt: int = 1
-    pack: bool = False
-    train_vision: bool = False
-    lora: LoraConfig = field(default_factory=LoraConfig)
-    sampling: Sampling = field(default_factory=Sampling)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    grpo: GRPOConfig = field(default_factory=GRPOConfig)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-
-    def __post_init__(self) -> None:
-        for name in (
-            *("steps", "prompts_per_step", "samples_per_prompt", "max_new_tokens"),
-            *("eval_every", "eval_samples", "save_every", "keep", "shared_prompt"),
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"trainer.{name}={getattr(self, name)} must be at least 1.")
-        if not 1 <= (self.trained_per_prompt or 1) <= self.samples_per_prompt:
-            raise UserError(
-                f"trainer.trained_per_prompt={self.trained_per_prompt} must be between 1 and "
-                f"trainer.samples_per_prompt={self.samples_per_prompt}."
-            )
-        if not 0 <= self.vote_threshold <= 1:
-            raise UserError(f"trainer.vote_threshold={self.vote_threshold} must be in [0, 1].")
-        if self.samples_per_prompt % self.shared_prompt:
-            raise UserError(
-                f"trainer.shared_prompt={self.shared_prompt} does not divide "
-                f"trainer.samples_per_prompt={self.samples_per_prompt}."
-            )
-        if self.train_vision and self.lora.rank:
-            raise UserError(
-                f"trainer.train_vision=True trains the whole vision tower, and trainer.lora.rank="
-                f"{self.lora.rank} adapters alone. Use trainer.lora.vision for adapters in the tower."
-            )
-        check_sampling(self.sampling)
-        if self.sampling.temperature == 0:
-            raise UserError(
-                "trainer.sampling.temperature=0: greedy samples of a prompt are all alike, so there "
-                "is nothing to vote on. Use 1.0."
-            )
+ROLLOUT, HELD_OUT, ADAPTERS, TEACHER = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
 class Result:
     """Held-out figures by name; empty where the held-out rows have no gold. best: the step with the
-    best held-out mean, {"step", "mean"}; its state is kept under best/."""
+    best held-out mean, {"step", "mean"}; its state is kept under best/. ended: why a run ended
+    otherwise than with its last step's policy, {"why": "early_stop", "alarm" or "steps", "step",
+    "restored"}, else None; `params` and `after` are those of the restored step, if there is one."""
 
     before: dict[str, float]
     after: dict[str, float]
     best: dict[str, float] | None
     params: decoder.Params
-
-
-def check_batch(config: TrainerConfig, mesh: Mesh) -> None:
-    """UserError if the batch does not divide into its pieces; before any weight is loaded."""
-    rows = config.prompts_per_step * config.samples_per_prompt // config.shared_prompt
-    ways, grpo = sharding.batch_ways(mesh), config.grpo
-    pieces = ways * grpo.accumulate * grpo.minibatches
-    if rows % pieces:
-        raise UserError(
-            f"trainer.prompts_per_step={config.prompts_per_step} × trainer.samples_per_prompt="
-            f"{config.samples_per_prompt} / trainer.shared_prompt={config.shared_prompt} = {rows} "
-            f"rows do not divide over {ways} batch shards (mesh.data × mesh.fsdp) × "
-            f"trainer.grpo.accumulate={grpo.accumulate} × trainer.grpo.minibatches="
-            f"{grpo.minibatches} = {pieces}. Make the rows a multiple of {pieces}."
-        )
+    ended: dict[str, Any] | None = None
 
 
 def train(
@@ -171,6 +76,12 @@ def train(
     Raises Interrupted after SIGTERM (state saved), TrainingFailed on non-finite numbers.
     """
     check_batch(config, mesh)
+    can_score = bool(task.held_out) and all(row.gold for row in task.held_out)
+    if config.early_stop.patience and not can_score:
+        raise UserError(
+            f"trainer.early_stop.patience={config.early_stop.patience} needs held-out rows with gold "
+            "answers. Give the task some, or use trainer.alarm=rollback, which needs none."
+        )
     constrain, main = sharding.constrainer(mesh), jax.process_index() == 0
     if config.pack and any(row.images for row in task.train):
         raise UserError(
@@ -179,7 +90,7 @@ def train(
         )
     grpo, sampling = config.grpo, config.sampling
     reference = params if grpo.kl_coef > 0 else None
-    params, model = _with_adapters(params, model, config.lora, seed, mesh)
+    params, model = with_adapters(params, model, config.lora, _key(seed, ADAPTERS, 0), mesh)
     trainable = trainable_mask(model, config.train_vision)
     tower_trained = trains_vision(model, config.train_vision)
     tx = make_optimizer(
@@ -190,7 +101,8 @@ def train(
     rate = learning_rate(config.optimizer, config.steps * grpo.minibatches)
     scored_first = grpo.minibatches > 1 or (grpo.kl_coef > 0 and grpo.kl_in == "reward")
     pieces = sharding.batch_ways(mesh) * grpo.accumulate * grpo.minibatches
-    can_score = bool(task.held_out) and all(row.gold for row in task.held_out)
+    teacher_decay = config.teacher_decay if judge_name == "majority" else None
+    taught = teacher_decay is not None
     gold_known = all(row.gold for row in task.train)
     temperature = np.float32(sampling.temperature)
 
@@ -212,9 +124,14 @@ def train(
         stack.callback(checkpoint.close, newest)
         best = checkpoint.open_checkpoints(folder / checkpoint.BEST, 1)
         stack.callback(checkpoint.close, best)
-        restored = checkpoint.restore(newest, abstract_state(model, tx, mesh, trainable))
+        sound = None  # the newest checkpoint before any sign of collapse
+        if config.alarm == "rollback":
+            sound = checkpoint.open_checkpoints(folder / checkpoint.SOUND, 1)
+            stack.callback(checkpoint.close, sound)
+        abstract = abstract_state(model, tx, mesh, trainable, taught)
+        restored = checkpoint.restore(newest, abstract)
         if restored is None:
-            state, resume_step = init_state(params, model, tx, mesh, trainable), None
+            state, resume_step = init_state(params, model, tx, mesh, trainable, taught), None
             progress: dict[str, Any] = {
                 "position": 0,
                 "before": {},
@@ -225,7 +142,10 @@ def train(
         else:
             state, progress = restored
             resume_step = int(state.step)
-        checkpoint.forget_after(best, resume_step or 0)
+        progress.setdefault("ended", None)
+        for kept in (best, sound):
+            if kept is not None:
+                checkpoint.forget_after(kept, -1 if resume_step is None else resume_step)
         log = MetricLog(
             folder,
             resume_step=resume_step,
@@ -236,7 +156,13 @@ def train(
         stack.callback(log.close)
         progress["tracker_id"] = log.tracker_id
         terminal = stack.enter_context(Terminal(config.steps, title, main))
-        stop = stack.enter_context(_stop_signals())
+        stop = stack.enter_context(stop_signals())
+        # Both rules that end a run are functions of what is logged, so a resume reads them off it.
+        lines = [] if resume_step is None else read_metrics(folder / files.METRICS)
+        lines = [line for line in lines if line["step"] <= (resume_step or 0)]
+        history = [alarm.signals(line) for line in lines if line["step"]]
+        means = [line["eval/mean"] for line in lines if "eval/mean" in line]
+        fired = next((line["step"] for line in lines if line.get("alarm/fired")), None)
         compiled = stack.enter_context(compiles.count())
         if resume_step is not None:
             terminal.message(f"{title}: goes on from the checkpoint of step {resume_step}")
@@ -258,48 +184,129 @@ def train(
                 rollout=config.rollout,
             ).metrics()
 
-        if resume_step is None:
-            progress["before"] = progress["scores"] = held_out(0)
-            log.log(0, {f"eval/{k}": v for k, v in progress["before"].items()})
+        def evaluated(step: int) -> dict[str, float]:
+            """Held-out figures, logged names; the best state is kept. With early stopping the base
+            takes part: where training only harms, the base is what is given back."""
+            progress["scores"] = held_out(step)
+            if "mean" in progress["scores"]:
+                mean = progress["scores"]["mean"]
+                means.append(mean)
+                counts = step > 0 or config.early_stop.patience > 0
+                if counts and (not progress["best"] or mean > progress["best"]["mean"]):
+                    progress["best"] = {"step": step, "mean": mean}
+                    checkpoint.save_async(best, state, step, progress)
+            return {f"eval/{k}": v for k, v in progress["scores"].items()}
 
+        if resume_step is None:
+            first = evaluated(0)
+            progress["before"] = progress["scores"]
+            log.log(0, first)
+
+        calm = True  # the last logged step shows no sign of collapse
         pending: tuple[int, dict[str, Any]] | None = None
 
         def settle(extra: dict[str, float] | None = None) -> None:
             """Logs the step before this one: by now its numbers are there and nothing waits."""
-            nonlocal pending
+            nonlocal pending, fired, calm
             if pending is None:
                 return
             step, metrics = pending
             pending = None
             metrics = sharding.to_host(metrics) | (extra or {})
+            if config.alarm != "off":
+                history.append(alarm.signals(metrics))
+                reading = alarm.read(history)
+                calm = not reading.signs
+                if reading.fired and fired is None:
+                    fired = step
+                    terminal.message(f"{title}: {alarm.warning(step, reading, config.alarm)}")
+                metrics |= {
+                    "alarm/signs": len(reading.signs),
+                    "alarm/fired": float(fired is not None),
+                }
             log.log(step, metrics)
-            _stop_if_broken(step, metrics, folder)
+            stop_if_broken(step, metrics, folder)
             terminal.step(step, metrics)
 
+        seen: PromptImages | None = None
+
+        def judged(n: int, round: int) -> Judged:
+            """The next n rows of the stream, sampled and judged; round counts from 0 in each step."""
+            nonlocal seen
+            rows = batch_at(task.train, seed, progress["position"], n)
+            progress["position"] += n
+            seen = encode_images(state.params, rows, task.images, model, mesh)
+
+            def sample(params: decoder.Params, purpose: int, seen: PromptImages | None) -> Samples:
+                key = _key(seed, purpose, step)
+                return generate(
+                    params,
+                    [row.prompt_tokens for row in rows],
+                    [row.id for row in rows],
+                    config.samples_per_prompt,
+                    jax.random.fold_in(key, round) if round else key,
+                    sampling,
+                    max_new_tokens=config.max_new_tokens,
+                    stop_tokens=task.stop_tokens,
+                    cfg=model,
+                    mesh=mesh,
+                    config=config.rollout,
+                    images=seen,
+                )
+
+            samples = sample(state.params, ROLLOUT, seen)
+            texts, teacher_texts = evaluate.decode(task.tokenizer, samples), []
+            clock.lap("rollout")
+            if taught:
+                slow, shown = teacher_params(state, trainable), seen
+                if tower_trained:
+                    shown = encode_images(slow, rows, task.images, model, mesh)
+                teacher_texts = evaluate.decode(task.tokenizer, sample(slow, TEACHER, shown))
+                clock.lap("teacher")
+                verdict = teacher_vote(
+                    texts,
+                    teacher_texts,
+                    task.answer,
+                    equivalence,
+                    threshold=config.vote_threshold,
+                    trained=config.trained_per_prompt,
+                )
+            else:
+                verdict = judge([r if needs_gold else r.hide_gold() for r in rows], texts, step)
+            clock.lap("judge")
+            return Judged(rows, samples, texts, verdict, teacher_texts)
+
+        def finish(why: str, step: int) -> None:
+            """Ends the run, with the policy of an earlier step where `why` asks for one."""
+            nonlocal state
+            source = sound if why == "alarm" else best
+            ended = progress["ended"] = {"why": why, "step": step, "restored": None}
+            if source is not None and (source is sound or progress["best"]["step"] < step):
+                checkpoint.finish(source)
+                for leaf in jax.tree.leaves(state):
+                    leaf.delete()  # two states need not fit
+                found = checkpoint.restore(source, abstract)
+                state = (
+                    found[0] if found else init_state(params, model, tx, mesh, trainable, taught)
+                )
+                ended["restored"] = int(state.step)
+                progress["scores"] = held_out(int(state.step))
+                state = replace(state, step=sharding.put_replicated(np.int32(step), mesh))
+            terminal.message(f"{title}: {words(ended)}")
+
         for step in range(int(state.step) + 1, config.steps + 1):
+            if progress["ended"]:
+                break
             clock = step_log.Clock()
             jax.block_until_ready(state.step)  # the rollout needs it anyway; so the split is true
             clock.lap("update_wait")
-            rows = batch_at(task.train, seed, progress["position"], config.prompts_per_step)
-            seen = encode_images(state.params, rows, task.images, model, mesh)
-            samples = generate(
-                state.params,
-                [row.prompt_tokens for row in rows],
-                [row.id for row in rows],
-                config.samples_per_prompt,
-                _key(seed, ROLLOUT, step),
-                sampling,
-                max_new_tokens=config.max_new_tokens,
-                stop_tokens=task.stop_tokens,
-                cfg=model,
-                mesh=mesh,
-                config=config.rollout,
-                images=seen,
+            before = progress["position"]
+            kept, dropped, rounds = fill(
+                judged(config.prompts_per_step, 0), judged, config.resample
             )
-            clock.lap("rollout")
-            texts = evaluate.decode(task.tokenizer, samples)
-            verdict = judge([r if needs_gold else r.hide_gold() for r in rows], texts, step)
-            clock.lap("judge")
+            rows, samples, verdict = kept.rows, kept.samples, kept.verdict
+            if dropped is not None:
+                seen = encode_images(state.params, rows, task.images, model, mesh)
             batch = build_batch(
                 [row.prompt_tokens for row in rows],
                 samples,
@@ -331,16 +338,16 @@ def train(
                 constrain,
                 trainable,
             )
+            if teacher_decay is not None:
+                state = follow(state, teacher_decay, trainable)
             clock.lap("update_dispatch")
-            progress["position"] += len(rows)
             settle()
-            host_metrics: dict[str, Any] = step_log.sample_metrics(
-                rows, samples, verdict, equivalence, gold_known
-            )
+            host_metrics: dict[str, Any] = step_log.sample_metrics(kept, equivalence, gold_known)
+            if config.resample:
+                host_metrics["resample/rounds"] = rounds
+                host_metrics["resample/rows"] = progress["position"] - before
             if main:
-                files.write_samples(
-                    folder, step, step_log.sample_records(step, rows, texts, samples, verdict)
-                )
+                files.write_samples(folder, step, step_log.sample_records(step, kept, dropped))
             clock.lap("log")
             host_metrics |= clock.metrics(int(samples.lengths_RxG.sum()))
             host_metrics["train/learning_rate"] = rate((step - 1) * grpo.minibatches)
@@ -348,20 +355,33 @@ def train(
             pending = step, device_metrics | host_metrics
 
             last, stopping = step == config.steps, stop()
-            if last or step % config.eval_every == 0:
-                progress["scores"] = held_out(step)
-                settle({f"eval/{k}": v for k, v in progress["scores"].items()})
-                mean = progress["scores"].get("mean")
-                if mean is not None and (not progress["best"] or mean > progress["best"]["mean"]):
-                    progress["best"] = {"step": step, "mean": mean}
-                    checkpoint.save_async(best, state, step, progress)
-                terminal.samples(step_log.shown(rows, texts, verdict))
-            if last or stopping or step % config.save_every == 0:
-                settle()
+            extra: dict[str, float] = {}
+            # The alarm of the step before, whenever its numbers came, so that no save moves the end.
+            why = "alarm" if fired is not None and config.alarm in ("stop", "rollback") else None
+            if last or why or step % config.eval_every == 0:
+                extra = evaluated(step)
+                terminal.samples(step_log.shown(kept))
+                if early_stop.should_stop(means, config.early_stop):
+                    why = why or "early_stop"
+            if why:
+                extra[f"ended/{why}"] = 1.0
+            saving = last or stopping or why or step % config.save_every == 0
+            if saving or extra:
+                settle(extra)
+            if last and not why:  # what the last step itself has to say
+                rolled = fired is not None and config.alarm == "rollback"
+                kept_best = config.early_stop.patience and progress["best"]["step"] < step
+                why = "alarm" if rolled else "steps" if kept_best else None
+            if why:
+                finish(why, step)
+            if saving:
                 log.flush()
+                if sound is not None and calm and not why and step % config.save_every == 0:
+                    checkpoint.save_async(sound, state, step, progress)
+                    checkpoint.finish(sound)
                 checkpoint.finish(best)
                 checkpoint.save_async(newest, state, step, progress)
-            if stopping:
+            if stopping or why:
                 break
         checkpoint.finish(best)
         checkpoint.finish(newest)
@@ -370,57 +390,10 @@ def train(
                 f"{title}: stopped by a signal after step {int(state.step)}; everything is saved in "
                 f"{folder}. Continue with --resume."
             )
-    return Result(progress["before"], progress["scores"], progress["best"], state.params)
-
-
-def _with_adapters(
-    params: decoder.Params, model: ModelConfig, lora: LoraConfig, seed: int, mesh: Mesh
-) -> tuple[decoder.Params, ModelConfig]:
-    """The policy with fresh adapters where `lora` asks for them; its own go on being trained."""
-    if model.lora.rank and lora.rank and model.lora != lora:
-        raise UserError(
-            f"trainer.lora={lora} differs from the adapters that the policy has: {model.lora}. Leave "
-            "trainer.lora out to go on with those, or merge them first: selfevolve convert."
-        )
-    if model.lora.rank or not lora.rank:
-        return params, model
-    model = replace(model, lora=lora)
-    return add_adapters(params, model, _key(seed, ADAPTERS, 0), mesh), model
+    return Result(
+        progress["before"], progress["scores"], progress["best"], state.params, progress["ended"]
+    )
 
 
 def _key(seed: int, purpose: int, step: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
-
-
-def _stop_if_broken(step: int, metrics: dict[str, Any], folder: epath.Path) -> None:
-    """The update left the state alone where its gradient was not finite; the run ends here."""
-    if metrics["train/finite"] == 1:
-        return
-    names = ("train/loss", "kl/ref", "policy/entropy", "train/grad_norm")
-    broken = [n for n in names if n in metrics and not math.isfinite(float(metrics[n]))]
-    raise TrainingFailed(
-        f"step {step}: {' and '.join(broken) or 'the gradient'} became NaN or infinite. Nothing was "
-        f"trained on it, and the last good checkpoint is kept in {folder}. A lower "
-        "trainer.optimizer.learning_rate, or float32 as model.dtype, usually helps."
-    )
-
-
-@contextmanager
-def _stop_signals():
-    """Yields a function that tells whether SIGTERM or SIGINT came. A second Ctrl-C ends at once."""
-    came = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
-        return
-
-    def note(number, frame):
-        if came.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        came.set()
-
-    old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield came.is_set
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -14,6 +14,7 @@ from etils import epath
 
 from models.config import ModelConfig
 from selfevolve_jax import checkpoint, run_dir, sharding, state, trainer
+from selfevolve_jax.endings import Interrupted, TrainingFailed
 from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.grpo.config import GRPOConfig
 from selfevolve_jax.metrics import read_metrics
@@ -22,7 +23,7 @@ from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.sharding import MeshConfig
 from selfevolve_jax.tasks import arithmetic
-from selfevolve_jax.trainer import Interrupted, TrainerConfig, TrainingFailed
+from selfevolve_jax.trainer import TrainerConfig
 
 MODEL = ModelConfig(
     vocab_size=16, d_model=32, n_layers=1, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48
@@ -42,6 +43,14 @@ CONFIG = TrainerConfig(
 LOGGED = {
     *("reward/mean", "reward/gold", "judge/label_accuracy", "judge/majority_fraction"),
     *("judge/vote_entropy", "judge/parsed", "judge/timeouts", "judge/trained_fraction"),
+    *(
+        "judge/answer_entropy",
+        "judge/answer_top",
+        "response/distinct",
+        "alarm/signs",
+        "alarm/fired",
+    ),
+    *("response/length_ended", "response/length_spread"),
     *("policy/entropy", "policy/clip_fraction", "policy/sampler_gap", "policy/advantage_abs"),
     *("response/length_mean", "response/length_max", "response/cut_off"),
     *("train/loss", "train/grad_norm", "train/learning_rate", "train/finite", "train/tokens"),
@@ -342,6 +351,8 @@ def test_no_space_for_samples_is_a_disk_error(train, reference, tmp_path, monkey
         ({"trained_per_prompt": 33}, r"trained_per_prompt=33 .*samples_per_prompt=32"),
         ({"vote_threshold": 1.5}, r"vote_threshold=1\.5"),
         ({"shared_prompt": 3}, r"shared_prompt=3 does not divide .*samples_per_prompt=32"),
+        ({"resample": -1}, r"trainer\.resample=-1"),
+        ({"teacher_decay": 1.5}, r"trainer\.teacher_decay=1\.5"),
         ({"sampling": Sampling(temperature=0.0)}, r"temperature=0"),
         ({"sampling": Sampling(top_p=0.0)}, r"top_p=0"),
     ],

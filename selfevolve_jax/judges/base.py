@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
+from selfevolve_jax.rollout.engine import Samples
 from selfevolve_jax.tasks.base import Row
 
 
@@ -35,5 +37,19 @@ class Verdict:
     parts: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-# (rows, texts: R lists of G responses, step) -> Verdict. `step` seeds judges that draw at random.
-Judge = Callable[[Sequence[Row], Sequence[Sequence[str]], int], Verdict]
+class Judge(Protocol):
+    """(rows, texts, step, samples) -> Verdict.
+
+    texts: R lists of G responses. step: seeds judges that draw at random. samples: what the texts
+    were decoded from; only the judges of `registry.NEEDS_STATS` read it, and for those it must have
+    been generated with stats.
+    """
+
+    def __call__(
+        self,
+        rows: Sequence[Row],
+        texts: Sequence[Sequence[str]],
+        step: int,
+        samples: Samples | None = None,
+        /,
+    ) -> Verdict: ...

@@ -11,7 +11,8 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.judges.answers import extract
 from selfevolve_jax.judges.base import Judge, Verdict
 from selfevolve_jax.judges.equivalence import Equivalence
-from selfevolve_jax.judges.tally import Tally, tally, verdict
+from selfevolve_jax.judges.tally import Tally, equal_to, tally, verdict
+from selfevolve_jax.rollout.engine import Samples
 from selfevolve_jax.tasks.base import AnswerSpec, Row
 
 
@@ -45,8 +46,8 @@ def grade(
     golds = [_gold(row) for row in rows]
     before = equivalence.timeouts
     counted = tally(texts, spec, equivalence)
-    correct = _equal_to_gold(counted.answers, golds, equivalence)
-    majority = _equal_to_gold([[winner] for winner in counted.winners], golds, equivalence)
+    correct = equal_to(counted.answers, golds, equivalence)
+    majority = equal_to([[winner] for winner in counted.winners], golds, equivalence)
     return Grades(
         correct_RxG=np.asarray(correct, bool).reshape(counted.won_RxG.shape),
         majority_correct_R=np.asarray(majority, bool).reshape(len(golds)),
@@ -68,7 +69,12 @@ def ground_truth(
     """
     extract("", spec.pattern)
 
-    def judge(rows: Sequence[Row], texts: Sequence[Sequence[str]], step: int) -> Verdict:
+    def judge(
+        rows: Sequence[Row],
+        texts: Sequence[Sequence[str]],
+        step: int,
+        samples: Samples | None = None,
+    ) -> Verdict:
         grades = grade(rows, texts, spec, equivalence)
         return verdict(
             grades.tally,
@@ -85,7 +91,7 @@ def label_accuracy(rows: Sequence[Row], judged: Verdict, equivalence: Equivalenc
     """float32 [R]: 1 where the pseudo-label equals gold, 0 where it does not or there is none, NaN
     where the row has no gold. For the log; `rows` are the originals, whose gold is not hidden."""
     known = [i for i, row in enumerate(rows) if (row.gold or "").strip()]
-    right = _equal_to_gold(
+    right = equal_to(
         [[judged.pseudo_labels[i]] for i in known], [_gold(rows[i]) for i in known], equivalence
     )
     accuracy_R = np.full(len(rows), np.nan, np.float32)
@@ -97,7 +103,7 @@ def sample_accuracy(rows: Sequence[Row], judged: Verdict, equivalence: Equivalen
     """bool [R, G]: the sample's own answer equals gold. For the log, whatever the judge was.
 
     Raises UserError naming the row where a gold answer is missing."""
-    right = _equal_to_gold(judged.answers, [_gold(row) for row in rows], equivalence)
+    right = equal_to(judged.answers, [_gold(row) for row in rows], equivalence)
     return np.asarray(right, bool)
 
 
@@ -109,16 +115,3 @@ def _gold(row: Row) -> str:
             'column, or choose a judge that needs none, such as "majority"'
         )
     return gold
-
-
-def _equal_to_gold(
-    answers: Sequence[Sequence[str | None]], golds: Sequence[str], equivalence: Equivalence
-) -> list[list[bool]]:
-    pairs = [
-        (answer, gold)
-        for group, gold in zip(answers, golds, strict=True)
-        for answer in group
-        if answer is not None
-    ]
-    equal = iter(equivalence.equal_pairs(pairs))
-    return [[answer is not None and next(equal) for answer in group] for group in answers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,6 +78,25 @@ def tally(texts: Sequence[Sequence[str]], spec: AnswerSpec, equivalence: Equival
     )
 
 
+def equal_to(
+    answers: Sequence[Sequence[str | None]],
+    labels: Sequence[str | None],
+    equivalence: Equivalence,
+) -> list[list[bool]]:
+    """Whether each answer equals its row's label; False where either of them is None."""
+    pairs = [
+        (answer, label)
+        for group, label in zip(answers, labels, strict=True)
+        for answer in group
+        if answer is not None and label is not None
+    ]
+    equal = iter(equivalence.equal_pairs(pairs))
+    return [
+        [answer is not None and label is not None and next(equal) for answer in group]
+        for group, label in zip(answers, labels, strict=True)
+    ]
+
+
 def verdict(
     counted: Tally,
     rewards_RxG: np.ndarray,
@@ -86,13 +105,15 @@ def verdict(
     trained: int | None = None,
     pseudo_labels: Sequence[str | None] | None = None,
     timeouts: int = 0,
+    parts: Mapping[str, np.ndarray] | None = None,
 ) -> Verdict:
     """A Verdict from a tally and rewards; rewards are zeroed where a sample is not trained on.
 
     keep_R: bool, groups that stay in the loss (default all). trained: how many of each group's
     samples are trained on, the first ones (default all G). pseudo_labels: default the tally's
     winners.
-    timeouts: those beyond the tally's own. Raises UserError where `trained` exceeds G.
+    timeouts: those beyond the tally's own. parts: other named rewards [R, G], for the log.
+    Raises UserError where `trained` exceeds G.
     """
     group_size = rewards_RxG.shape[1]
     if trained is not None and len(rewards_RxG) and not 1 <= trained <= group_size:
@@ -112,4 +133,11 @@ def verdict(
         votes=counted.votes,
         majority_fraction_R=counted.majority_fraction_R.astype(np.float32),
         timeouts=counted.timeouts + timeouts,
+        parts=parts or {},
     )
+
+
+def check_threshold(threshold: float) -> None:
+    """UserError for a vote threshold outside [0, 1]."""
+    if not 0 <= threshold <= 1:
+        raise UserError(f"the vote threshold is {threshold}; it must lie between 0 and 1")

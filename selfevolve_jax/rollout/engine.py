@@ -30,7 +30,7 @@ from selfevolve_jax import sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.rollout.prompt_images import FEATURE_AXES, PromptImages
-from selfevolve_jax.rollout.sampling import Sampling, draw, sampling_logprobs
+from selfevolve_jax.rollout.sampling import Sampling, draw, sampling_logprobs, token_stats
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,20 @@ class Samples:
 
     tokens_RxGxM: int32. logprobs_RxGxM: float32, of the distribution really sampled from.
     lengths_RxG: int32. stopped_RxG: bool, False where the limit cut the sample off.
+    entropy_RxGxM, certainty_RxGxM: float32, nats, as in `sampling.token_stats`; only where asked for.
     """
 
     tokens_RxGxM: np.ndarray
     logprobs_RxGxM: np.ndarray
     lengths_RxG: np.ndarray
     stopped_RxG: np.ndarray
+    entropy_RxGxM: np.ndarray | None = None
+    certainty_RxGxM: np.ndarray | None = None
+
+
+# What a chunk records of each token, by the field that it fills; two more with statistics.
+_DRAWN = {"tokens_RxGxM": np.int32, "logprobs_RxGxM": np.float32}
+_DRAWN_STATS = _DRAWN | {"entropy_RxGxM": np.float32, "certainty_RxGxM": np.float32}
 
 
 @jax.tree_util.register_dataclass
@@ -128,17 +136,18 @@ def _admit(
 
 
 @functools.partial(
-    jax.jit, static_argnames=("steps", "cfg", "constrain"), donate_argnames=("slots",)
+    jax.jit, static_argnames=("steps", "cfg", "constrain", "stats"), donate_argnames=("slots",)
 )
 def _decode_chunk(
-    params, slots: _Slots, sampling: Sampling, stop_tokens, limit, steps, cfg, constrain
+    params, slots: _Slots, sampling: Sampling, stop_tokens, limit, steps, cfg, constrain, stats
 ):
-    """Up to `steps` tokens for every active slot: (slots, tokens [S, steps], log-probs)."""
+    """Up to `steps` tokens for every active slot: (slots, what was drawn as arrays [S, steps] in the
+    order of `_DRAWN`, or with `stats` of `_DRAWN_STATS`)."""
     S = slots.position.shape[0]
     rows = jnp.arange(S)
 
     def body(carry):
-        i, slots, tokens_SxK, logprobs_SxK = carry
+        i, slots, drawn = carry
         hidden, cache = decoder.forward_cached(
             params,
             slots.last_token[:, None],
@@ -148,7 +157,8 @@ def _decode_chunk(
             constrain,
             rotary_positions=(slots.position + slots.shift)[:, None],
         )
-        logprobs_SxV = sampling_logprobs(decoder.logits(params, hidden[:, 0], cfg), sampling)
+        scores_SxV = decoder.logits(params, hidden[:, 0], cfg)
+        logprobs_SxV = sampling_logprobs(scores_SxV, sampling)
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.generated)
         token, logprob = draw(logprobs_SxV, keys)
         active, generated = slots.active, slots.generated + slots.active
@@ -162,16 +172,20 @@ def _decode_chunk(
             active=active & ~stop,
             key=slots.key,
         )
-        tokens_SxK = tokens_SxK.at[rows, i].set(jnp.where(active, token, 0))
-        logprobs_SxK = logprobs_SxK.at[rows, i].set(jnp.where(active, logprob, 0.0))
-        return i + 1, slots, tokens_SxK, logprobs_SxK
+        new = (token, logprob, *(token_stats(scores_SxV, sampling) if stats else ()))
+        drawn = tuple(
+            held.at[rows, i].set(jnp.where(active, x, 0))
+            for held, x in zip(drawn, new, strict=True)
+        )
+        return i + 1, slots, drawn
 
-    _, slots, tokens_SxK, logprobs_SxK = jax.lax.while_loop(
+    dtypes = (_DRAWN_STATS if stats else _DRAWN).values()
+    _, slots, drawn = jax.lax.while_loop(
         lambda carry: (carry[0] < steps) & jnp.any(carry[1].active),
         body,
-        (0, slots, jnp.zeros((S, steps), jnp.int32), jnp.zeros((S, steps), jnp.float32)),
+        (0, slots, tuple(jnp.zeros((S, steps), dtype) for dtype in dtypes)),
     )
-    return slots, tokens_SxK, logprobs_SxK
+    return slots, drawn
 
 
 @functools.partial(jax.jit, static_argnames="capacity")  # not donated: no output has that shape
@@ -210,14 +224,15 @@ def generate(
     mesh: jax.sharding.Mesh,
     config: RolloutConfig,
     images: PromptImages | None = None,
+    stats: bool = False,
     on_tokens: Callable[[int, np.ndarray], None] | None = None,
 ) -> Samples:
     """Samples `samples_per_prompt` continuations of every prompt.
 
     row_ids key the random numbers together with the sample's index; an id that comes twice in one
-    call gets fresh numbers the second time. images: what the prompts show. on_tokens: called after
-    each chunk with (row · G + sample, its new tokens). The arguments must be the same on every
-    process.
+    call gets fresh numbers the second time. images: what the prompts show. stats: also record each
+    token's entropy and certainty. on_tokens: called after each chunk with (row · G + sample, its new
+    tokens). The arguments must be the same on every process.
     """
     R, G = len(prompts), samples_per_prompt
     if not R or not all(len(p) for p in prompts):
@@ -236,8 +251,9 @@ def generate(
     full = P + 1 + max_new_tokens
     slots = _empty_slots(S, min(bucket(P + steps), bucket(full)), cfg, constrain)
 
-    tokens = np.zeros((R * G, max_new_tokens), np.int32)
-    logprobs = np.zeros((R * G, max_new_tokens), np.float32)
+    fields = _DRAWN_STATS if stats else _DRAWN
+    kept = {name: np.zeros((R * G, max_new_tokens), dtype) for name, dtype in fields.items()}
+    tokens = kept["tokens_RxGxM"]
     lengths = np.zeros(R * G, np.int32)
     holds = np.full(S, -1)  # the sample (row * G + g) in each slot, -1 when free
     positions = np.zeros(S, np.int64)
@@ -282,16 +298,14 @@ def generate(
         needed = int(positions[holds >= 0].max()) + 1 + steps
         if needed > slots.cache.capacity and slots.cache.capacity < bucket(full):
             slots = _grow(slots, capacity=min(bucket(needed), bucket(full)))
-        slots, chunk_tokens, chunk_logprobs = _decode_chunk(
-            params, slots, *values, steps=steps, cfg=cfg, constrain=constrain
+        slots, drawn = _decode_chunk(
+            params, slots, *values, steps=steps, cfg=cfg, constrain=constrain, stats=stats
         )
-        got, got_logprobs, generated, active = sharding.to_host(
-            (chunk_tokens, chunk_logprobs, slots.generated, slots.active)
-        )
+        drawn, generated, active = sharding.to_host((drawn, slots.generated, slots.active))
         for s in np.flatnonzero(holds >= 0):
             i, new = holds[s], generated[s] - lengths[holds[s]]
-            tokens[i, lengths[i] : lengths[i] + new] = got[s, :new]
-            logprobs[i, lengths[i] : lengths[i] + new] = got_logprobs[s, :new]
+            for array, chunk in zip(kept.values(), drawn, strict=True):
+                array[i, lengths[i] : lengths[i] + new] = chunk[s, :new]
             if on_tokens is not None and new:
                 on_tokens(int(i), tokens[i, lengths[i] : lengths[i] + new])
             lengths[i] += new
@@ -306,8 +320,7 @@ def generate(
 
     last_tokens = tokens[np.arange(R * G), np.maximum(lengths - 1, 0)]
     return Samples(
-        tokens_RxGxM=tokens.reshape(R, G, -1),
-        logprobs_RxGxM=logprobs.reshape(R, G, -1),
+        **{name: array.reshape(R, G, -1) for name, array in kept.items()},
         lengths_RxG=lengths.reshape(R, G),
         stopped_RxG=np.isin(last_tokens, np.asarray(stop_tokens)).reshape(R, G),
     )

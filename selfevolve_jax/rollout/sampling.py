@@ -75,3 +75,16 @@ def draw(logprobs_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Arr
     chosen = tokens_B[:, None] == jnp.arange(logprobs_BxV.shape[-1])
     # A masked sum and not a gather: it also works on a vocabulary that is sharded.
     return tokens_B, jnp.sum(jnp.where(chosen, logprobs_BxV, 0.0), axis=-1)
+
+
+def token_stats(logits_BxV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+    """Entropy and certainty of the distribution at the sampling temperature, before any filter, in
+    nats: float32 [B] each.
+
+    Certainty is logsumexp(z) − mean(z) = KL(uniform ‖ p) + log V (Kang et al. 2025, arXiv
+    2502.18581). Greedy is read as temperature 1.
+    """
+    scale = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
+    logprobs_BxV = jax.nn.log_softmax(logits_BxV.astype(jnp.float32) / scale, axis=-1)
+    entropy_B = -(jnp.exp(logprobs_BxV) * logprobs_BxV).sum(axis=-1)
+    return entropy_B, -logprobs_BxV.mean(axis=-1)

@@ -15,7 +15,7 @@ from selfevolve_jax.tasks.gym import GymConfig
 from selfevolve_jax.tasks.sums import SumsConfig
 from selfevolve_jax.trainer import TrainerConfig
 
-# Arm -> judge. "srt" and "soft" see no gold; "random" and "format" are the controls without which no
+# Arm -> judge. Only "ground_truth" sees gold; "random" and "format" are the controls without which no
 # gain can be believed ("spurious rewards").
 ARMS = {
     "srt": "majority",
@@ -23,6 +23,11 @@ ARMS = {
     "random": "random",
     "format": "format",
     "soft": "soft_majority",
+    "empo": "empo",
+    "self_certainty": "self_certainty",
+    "rent": "rent",
+    "co_reward": "co_reward",
+    "evol": "evol",
 }
 
 

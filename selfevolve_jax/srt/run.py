@@ -75,6 +75,7 @@ def run(
             "before": result.before,
             "after": result.after,
             "best": result.best,
+            **({"ended": result.ended} if result.ended else {}),
         }
     summary["seconds"] += time.monotonic() - began
     if main:

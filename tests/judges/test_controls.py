@@ -49,6 +49,14 @@ def test_random_reward_depends_on_seed_step_row_and_sample_alone():
         assert (other != base).any(axis=1).all()
 
 
+def test_a_row_that_comes_again_gets_other_coins():
+    texts = [box(*"1" * 32)] * 4
+    judge = random_reward(EXACT, exact, seed=0)
+    rewards = judge([row(5), row(6), row(5), row(5)], texts, 0).rewards_RxG
+    assert len({r.tobytes() for r in rewards}) == 4
+    np.testing.assert_array_equal(rewards[:2], judge([row(5), row(6)], texts[:2], 0).rewards_RxG)
+
+
 def test_format_only_rewards_any_answer():
     verdict = format_only(EXACT, exact)(
         [row(0), row(1)], [box("1", "2", None), box(None, None, None)], 0

@@ -13,7 +13,7 @@ exact = Equivalence("exact")
 
 @pytest.fixture(scope="module")
 def math():
-    with Equivalence("math", time_limit_s=0.5) as equivalence:
+    with Equivalence("math", time_limit_s=1.5) as equivalence:
         yield equivalence
 
 

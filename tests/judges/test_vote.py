@@ -2,12 +2,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.grpo.advantages import grpo
 from selfevolve_jax.judges.equivalence import Equivalence
-from selfevolve_jax.judges.vote import majority_vote, soft_majority
+from selfevolve_jax.judges.vote import empo, majority_vote, soft_majority
 from selfevolve_jax.tasks.base import AnswerSpec, Row
 
 EXACT = AnswerSpec(pattern="boxed", equivalence="exact")
@@ -16,7 +17,7 @@ exact = Equivalence("exact")
 
 @pytest.fixture(scope="module")
 def math():
-    with Equivalence("math", time_limit_s=0.5) as equivalence:
+    with Equivalence("math", time_limit_s=1.5) as equivalence:
         yield equivalence
 
 
@@ -71,6 +72,38 @@ def test_soft_majority_worked_by_hand():
     assert list(verdict.pseudo_labels) == ["2", "3"]
 
 
+def test_empo_worked_by_hand():
+    """The entropy of a group where no two agree is log G, an unparsable sample counting as one more
+    opinion; anything below keeps the cluster frequencies."""
+    texts = [
+        box("1", "2", "2", None),
+        box("1", "2", "3", "4"),
+        box("1", "2", "3", None),
+        box(*"5555"),
+    ]
+    verdict = empo(EXACT, exact)(rows(4), texts, 0)
+    np.testing.assert_array_equal(
+        verdict.rewards_RxG, np.float32([[0.25, 0.5, 0.5, 0], [0] * 4, [0] * 4, [1] * 4])
+    )
+    assert verdict.trained_RxG.all()
+    assert list(verdict.pseudo_labels) == ["2", "1", "1", "5"]
+
+
+def test_ttrl_trains_on_the_first_32_and_lets_64_vote():
+    """The first 32 alone would elect 1. Advantages are over the 32 (arXiv 2504.16084)."""
+    answers = ["1"] * 20 + ["2"] * 12 + ["2"] * 20 + ["3"] * 12
+    verdict = majority_vote(EXACT, exact, trained=32)(rows(1), [box(*answers)], 0)
+    assert verdict.pseudo_labels[0] == "2" and verdict.majority_fraction_R[0] == 0.5
+    want = np.float32([0] * 20 + [1] * 12)
+    np.testing.assert_array_equal(verdict.rewards_RxG[0, :32], want)
+    assert verdict.trained_RxG[0].tolist() == [True] * 32 + [False] * 32
+    advantages = np.asarray(grpo(verdict.rewards_RxG, verdict.trained_RxG))[0]
+    np.testing.assert_allclose(
+        advantages[:32], (want - want.mean()) / (want.std(ddof=1) + 1e-6), rtol=1e-5
+    )
+    assert not advantages[32:].any()
+
+
 @pytest.mark.parametrize(
     ("answers", "winner"),
     [
@@ -114,7 +147,7 @@ def test_hostile_samples_are_counted_and_vote_only_for_themselves(math):
     assert verdict.timeouts == 1
 
 
-@pytest.mark.parametrize("make", [majority_vote, soft_majority])
+@pytest.mark.parametrize("make", [majority_vote, soft_majority, empo])
 def test_a_group_without_an_answer_leaves_the_loss(make):
     texts = [box(None, None, None), box("1", None, None), ["\\boxed{}", "\\boxed{ }", "\\boxed{"]]
     verdict = make(EXACT, exact)(rows(3), texts, 0)
@@ -125,7 +158,7 @@ def test_a_group_without_an_answer_leaves_the_loss(make):
     np.testing.assert_array_equal(verdict.majority_fraction_R, np.float32([0, 1 / 3, 0]))
 
 
-@pytest.mark.parametrize("make", [majority_vote, soft_majority])
+@pytest.mark.parametrize("make", [majority_vote, soft_majority, empo])
 def test_a_group_under_the_threshold_leaves_but_keeps_its_label(make):
     texts = [box("1", "1", "1", "2", "3"), box("1", "1", "2", "3", "4"), box(*"11111")]
     verdict = make(EXACT, exact, threshold=0.6)(rows(3), texts, 0)
@@ -135,7 +168,7 @@ def test_a_group_under_the_threshold_leaves_but_keeps_its_label(make):
     assert list(verdict.pseudo_labels) == ["1", "1", "1"]
 
 
-@pytest.mark.parametrize("make", [majority_vote, soft_majority])
+@pytest.mark.parametrize("make", [majority_vote, soft_majority, empo])
 def test_more_votes_than_trained_samples(make):
     # The first two alone would elect 1; all five elect 2.
     texts = [box("1", "1", "2", "2", "2")]
@@ -143,7 +176,7 @@ def test_more_votes_than_trained_samples(make):
     assert verdict.trained_RxG.tolist() == [[True, True, False, False, False]]
     assert verdict.pseudo_labels[0] == "2"
     assert verdict.majority_fraction_R[0] == np.float32(0.6)
-    expected = [0, 0] if make is majority_vote else [0.4, 0.4]
+    expected = [0, 0] if make is majority_vote else [0.4, 0.4]  # of all votes, not of the trained
     np.testing.assert_array_equal(verdict.rewards_RxG, np.float32([[*expected, 0, 0, 0]]))
 
 
@@ -177,7 +210,8 @@ def test_ragged_groups_are_refused():
 groups = st.lists(st.sampled_from([None, "1", "2", "3", "4"]), min_size=1, max_size=10)
 
 
-@given(answers=groups, data=st.data(), make=st.sampled_from([majority_vote, soft_majority]))
+@settings(deadline=None)
+@given(answers=groups, data=st.data(), make=st.sampled_from([majority_vote, soft_majority, empo]))
 def test_permuting_samples_permutes_rewards(answers, data, make):
     counts = sorted((answers.count(a) for a in set(answers) - {None}), reverse=True)
     assume(len(counts) < 2 or counts[0] > counts[1])
@@ -191,6 +225,7 @@ def test_permuting_samples_permutes_rewards(answers, data, make):
     np.testing.assert_array_equal(permuted.majority_fraction_R, straight.majority_fraction_R)
 
 
+@settings(deadline=None)
 @given(batch=st.lists(groups.filter(lambda g: len(g) >= 3).map(lambda g: g[:3]), max_size=5))
 def test_rows_are_judged_alone_whatever_their_text(batch):
     judge = majority_vote(EXACT, exact)
@@ -207,6 +242,7 @@ def test_rows_are_judged_alone_whatever_their_text(batch):
         assert together.pseudo_labels[i] == alone.pseudo_labels[0]
 
 
+@settings(deadline=None)
 @given(answers=groups)
 def test_the_count_of_every_vote_adds_up(answers):
     verdict = majority_vote(EXACT, exact)(rows(1), [box(*answers)], 0)
@@ -215,3 +251,17 @@ def test_the_count_of_every_vote_adds_up(answers):
     winner = max(votes.values(), default=0)
     assert verdict.rewards_RxG.sum() == winner
     assert verdict.majority_fraction_R[0] == np.float32(winner / len(answers))
+
+
+@settings(deadline=None)
+@given(answers=groups)
+def test_empo_is_the_cluster_frequency_below_the_largest_entropy(answers):
+    judged = empo(EXACT, exact)(rows(1), [box(*answers)], 0)
+    soft = soft_majority(EXACT, exact)(rows(1), [box(*answers)], 0)
+    # An unparsable sample is a cluster by itself.
+    counts = [*judged.votes[0].values(), *(1 for a in answers if a is None)]
+    shares = np.array(counts) / len(answers)
+    entropy = -(shares * np.log(shares)).sum()
+    below = entropy < np.log(len(answers)) - 1e-9
+    np.testing.assert_array_equal(judged.rewards_RxG, soft.rewards_RxG * below)
+    np.testing.assert_array_equal(judged.trained_RxG, soft.trained_RxG)

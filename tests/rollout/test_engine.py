@@ -56,6 +56,7 @@ def run(params, tiny, mesh1):
             cfg=options.get("cfg", tiny),
             mesh=options.get("mesh", mesh1),
             config=RolloutConfig(options["slots"], options["chunk"]),
+            stats=options.get("stats", False),
         )
 
     return generate
@@ -85,6 +86,7 @@ def check_form(samples, stop, limit):
     for name in ("tokens_RxGxM", "lengths_RxG"):
         assert getattr(samples, name).dtype == np.int32
     assert samples.logprobs_RxGxM.dtype == np.float32 and samples.stopped_RxG.dtype == bool
+    assert samples.entropy_RxGxM is None and samples.certainty_RxGxM is None
 
 
 def assert_same(got, want):
@@ -245,6 +247,63 @@ def test_filtered_logprobs_are_of_the_renormalised_distribution(run, params, tin
     # And it is not the unfiltered distribution that was recorded.
     unfiltered = at_tokens(log_softmax(scores), samples)
     assert (samples.logprobs_RxGxM - unfiltered).max() > 0.1
+
+
+# Statistics of each token's distribution, from the same pass.
+
+STATS = ("entropy_RxGxM", "certainty_RxGxM")
+
+
+def direct_stats(params, cfg, samples, temperature):
+    """float64 entropy and logsumexp(z) - mean(z) of every token, 0 beyond the lengths."""
+    logprobs = log_softmax(direct_scores(params, cfg, PROMPTS, samples) / temperature)
+    inside = np.arange(M) < samples.lengths_RxG[..., None]
+    entropy = -(np.exp(logprobs) * logprobs).sum(-1)
+    return [np.where(inside, x, 0.0) for x in (entropy, -logprobs.mean(-1))]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "options"),
+    [
+        (Sampling(), {"slots": 64, "chunk": 64}),
+        (Sampling(temperature=0.7, top_k=3, top_p=0.9), {"slots": 4, "chunk": 3}),
+    ],
+    ids=["at once", "few slots, filtered"],
+)
+def test_statistics_are_those_of_the_trainers_scores(run, params, tiny, sampling, options):
+    """Through admission, growth and compaction; and asking for them changes no sample."""
+    got = run(sampling=sampling, stats=True, **options)
+    for name, want in zip(
+        STATS, direct_stats(params, tiny, got, sampling.temperature), strict=True
+    ):
+        array = getattr(got, name)
+        assert array.dtype == np.float32 and array.shape == got.tokens_RxGxM.shape
+        assert np.abs(array - want).max() < 1e-5, name
+        print(name, f"{np.abs(array - want).max():.2e}")
+        # Beyond a sample's end nothing is recorded.
+        assert (array[np.arange(M) >= got.lengths_RxG[..., None]] == 0).all()
+    assert (got.certainty_RxGxM[got.certainty_RxGxM != 0] >= np.log(V) - 1e-5).all()
+    without = run(sampling=sampling, **options)
+    assert without.entropy_RxGxM is None and without.certainty_RxGxM is None
+    assert_same(got, without)
+
+
+def test_statistics_on_a_mesh_are_those_of_one_device(run, params, tiny, mesh8):
+    specs = sharding.tree_shardings(decoder.abstract_params(tiny), mesh8)
+    got = run(params=jax.device_put(params, specs), mesh=mesh8, slots=4, stats=True)
+    for name, want in zip(STATS, direct_stats(params, tiny, got, 1.0), strict=True):
+        gap = np.abs(getattr(got, name) - want).max()
+        print(f"mesh8: {name} {gap:.2e}")
+        assert gap < 1e-5
+
+
+def test_statistics_compile_once_and_leave_the_usual_path_alone(run):
+    run(stop=NEVER)
+    run(stop=NEVER, stats=True)
+    with compiles.count() as compiled:
+        run(stop=NEVER, sampling=Sampling(temperature=0.6))
+        run(stop=NEVER, sampling=Sampling(temperature=0.6), stats=True)
+    assert compiled() == 0
 
 
 # A sample depends on key, row id and its index alone.

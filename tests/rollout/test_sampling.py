@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from selfevolve_jax import compiles
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.rollout.sampling import Sampling, check_sampling, draw, sampling_logprobs
+from selfevolve_jax.rollout.sampling import (
+    Sampling,
+    check_sampling,
+    draw,
+    sampling_logprobs,
+    token_stats,
+)
 
 V = 12
 _jitted = jax.jit(sampling_logprobs)
@@ -179,3 +185,38 @@ def test_values_out_of_range_are_refused_by_name(name, bad, good):
     check_sampling(Sampling(**{name: good}))
     with pytest.raises(UserError, match=rf"sampling\.{name}={bad}"):
         check_sampling(Sampling(**{name: bad}))
+
+
+# Statistics of the whole distribution.
+
+
+def test_entropy_and_certainty_by_hand():
+    p = np.array([0.5, 0.25, 0.25])
+    rows = np.stack(
+        [np.log(p) + 7, np.zeros(3), [60.0, 0.0, 0.0]]
+    )  # a shift of scores is no matter
+    entropy, certainty = token_stats(jnp.asarray(rows, jnp.float32), Sampling())
+    assert entropy.dtype == certainty.dtype == jnp.float32
+    np.testing.assert_allclose(entropy, [1.5 * np.log(2), np.log(3), 0], atol=1e-6)
+    # logsumexp(z) - mean(z): 0 - mean(log p); log 3 when uniform; 60 - 20 when sure.
+    np.testing.assert_allclose(certainty, [5 / 3 * np.log(2), np.log(3), 40], rtol=1e-6)
+
+
+def test_certainty_is_the_divergence_from_uniform_up_to_log_v():
+    rows = np.random.default_rng(0).normal(0, 3, (50, V))
+    p = np.exp(rows - rows.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    _, certainty = token_stats(jnp.asarray(rows, jnp.float32), Sampling())
+    divergence = (np.log(1 / V / p) / V).sum(-1)
+    np.testing.assert_allclose(certainty, divergence + np.log(V), rtol=1e-5)
+    assert float(certainty.min()) >= np.log(V)
+
+
+def test_statistics_know_the_temperature_and_no_filter():
+    rows = jnp.asarray(np.random.default_rng(1).normal(0, 2, (20, V)), jnp.float32)
+    cut = token_stats(rows, Sampling(temperature=0.5, top_k=2, top_p=0.3, min_p=0.9))
+    for got, want in zip(cut, token_stats(rows * 2, Sampling()), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+    greedy = token_stats(rows, Sampling(temperature=0.0))
+    for got, want in zip(greedy, token_stats(rows, Sampling()), strict=True):
+        np.testing.assert_array_equal(got, want)
