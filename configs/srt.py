@@ -45,7 +45,7 @@ def collapse() -> SRTRecipe:
     selfevolve srt collapse
     """
     return SRTRecipe(
-        trainer=_small_trainer(300, 1e-3, max_new_tokens=6), arms=("srt", "ground_truth")
+        trainer=_small_trainer(150, 1e-3, max_new_tokens=6), arms=("srt", "ground_truth")
     )
 
 
