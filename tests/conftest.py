@@ -1,16 +1,21 @@
 """Eight simulated CPU devices for every test; a test that wants one uses `mesh1`.
 
 Compiling is most of what the tests take, and the compiler's optimiser most of that, so it is off: what
-is computed is the same (2.8 times less CPU time for test_decoder.py).
+is computed is the same (test_decoder.py takes a third of the CPU time).
 """
 
 import os
+from importlib import metadata
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
-    + " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        # Later versions end the process for a flag that they do not know.
+        *["--xla_cpu_use_fusion_emitters=false"] * metadata.version("jaxlib").startswith("0.10."),
+    )
 )
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -22,8 +22,10 @@ from selfevolve_jax.rollout.engine import RolloutConfig, generate
 from selfevolve_jax.rollout.prompt_images import encode_images
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.run_dir import METRICS
+from selfevolve_jax.srt.run import load_task
+from selfevolve_jax.tasks.sums import SumsConfig
 from selfevolve_jax.trainer import TrainerConfig
-from tests import tiny_vlm
+from tests import seeing, tiny_vlm
 from tests.tiny_vlm import MODEL
 
 G, M = 4, 6
@@ -219,3 +221,8 @@ def test_a_damaged_picture_names_its_row(params, task, mesh1):
     row = replace(task.train[1], images=(b"no picture",))
     with pytest.raises(UserError, match=f"row {row.id}: .*not an image"):
         encode_images(params, [row], tiny_vlm.IMAGES, MODEL, mesh1)
+
+
+def test_a_task_of_text_keeps_the_image_settings_of_a_policy_that_sees(params):
+    policy = checkpoint.Policy(params, MODEL, seeing.tokenizer(), (1,), 0, tiny_vlm.IMAGES)
+    assert load_task(SumsConfig(), policy, 0).images == tiny_vlm.IMAGES

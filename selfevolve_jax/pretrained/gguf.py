@@ -110,8 +110,24 @@ def read_sizes(path: str | os.PathLike[str]) -> ModelConfig:
 
 def _contents(where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """(metadata by key, tensors by name); tensors are read when they are looked at."""
-    reader = _open(where)
-    fields = {key: field.contents() for key, field in reader.fields.items()}
+    if not os.path.isfile(where):
+        raise UserError(f"{where} does not exist. Give a GGUF file.")
+    with open(where, "rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise UserError(f"{where} is no GGUF file: it begins with {magic!r}.")
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(where)
+        fields = {key: field.contents() for key, field in reader.fields.items()}
+    except Exception as error:  # whatever numpy says of bytes that are not there, or are no text
+        raise UserError(
+            f"{where} is damaged or cut short at {os.path.getsize(where)} bytes: {error}. Get it "
+            "again."
+        ) from error
+    if reader.byte_order != "I":
+        raise UserError(f"{where} is of the other byte order, which is not supported.")
     return fields, {tensor.name: tensor for tensor in reader.tensors}
 
 
@@ -285,24 +301,3 @@ def _check(stored: Mapping[str, Any], model: ModelConfig, where: str) -> dict[st
             f"{', '.join(left[:3])}. The model computes something that is not supported here."
         )
     return found
-
-
-def _open(where: str) -> Any:
-    if not os.path.isfile(where):
-        raise UserError(f"{where} does not exist. Give a GGUF file.")
-    with open(where, "rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise UserError(f"{where} is no GGUF file: it begins with {magic!r}.")
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(where)
-    except Exception as error:  # whatever numpy says of bytes that are not there
-        raise UserError(
-            f"{where} is damaged or cut short at {os.path.getsize(where)} bytes: {error}. Get it "
-            "again."
-        ) from error
-    if reader.byte_order != "I":
-        raise UserError(f"{where} is of the other byte order, which is not supported.")
-    return reader

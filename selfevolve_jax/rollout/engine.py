@@ -84,6 +84,17 @@ class _Slots:
     key: jax.Array  # key [S]
 
 
+@functools.partial(jax.jit, static_argnames="dtype")
+def _cast_once(params: decoder.Params, dtype: str) -> decoder.Params:
+    """What every product casts to anyway, cast once a rollout and not once a token. Norms stay, as
+    they are computed in float32."""
+
+    def cast(path, leaf):
+        return leaf if "norm" in jax.tree_util.keystr(path) else leaf.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(cast, params)
+
+
 @functools.partial(jax.jit, static_argnames=("cfg", "constrain"))
 def _prefill(
     params, tokens_RxP, seen: tuple | None, cfg: ModelConfig, constrain: Constrain
@@ -238,6 +249,8 @@ def generate(
     if not R or not all(len(p) for p in prompts):
         raise UserError(f"Nothing to generate from: {R} prompts, shortest of 0 tokens.")
     constrain, ways = sharding.constrainer(mesh), sharding.batch_ways(mesh)
+    if cfg.dtype != cfg.param_dtype or cfg.lora.rank:
+        params = _cast_once(params, cfg.dtype)
 
     def rounded(n: int) -> int:
         return -(-n // ways) * ways

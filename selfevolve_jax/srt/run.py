@@ -121,10 +121,13 @@ def load_task(
                 "another. Use a policy trained on this task, or a task of text."
             )
         return task
+    # A policy that sees keeps its image settings, also where the task shows it nothing.
     if isinstance(config, gym.GymConfig):
-        return gym.load_task(config, policy.tokenizer, seed, policy.stop_tokens)
+        task = gym.load_task(config, policy.tokenizer, seed, policy.stop_tokens)
+        return replace(task, images=policy.images)
     if isinstance(config, sums.SumsConfig):
-        return sums.load_task(config, policy.tokenizer, seed, policy.stop_tokens)
+        task = sums.load_task(config, policy.tokenizer, seed, policy.stop_tokens)
+        return replace(task, images=policy.images)
     return dataset.load_task(
         config,
         policy.tokenizer,

@@ -41,7 +41,7 @@ def layout(rows) -> tuple[vision.Pixels, list[np.ndarray]]:
 @pytest.fixture(scope="module")
 def encode():
     """Compiled once for each shape."""
-    run = vlm.quick_jit(lambda tower, pixels: vision.encode(tower, pixels, MODEL))
+    run = jax.jit(lambda tower, pixels: vision.encode(tower, pixels, MODEL))
     with jax.default_matmul_precision("highest"):
         yield lambda pixels: np.asarray(run(params(), pixels))
 
@@ -149,9 +149,9 @@ def test_chunks_of_queries_change_nothing(monkeypatch, chunk):
 
     assert pixels.image_ids_RxP.shape[1] > chunk
     with jax.default_matmul_precision("highest"):
-        whole = vlm.quick_jit(lambda *x: run(*x))(q, k, v)
+        whole = jax.jit(lambda *x: run(*x))(q, k, v)
         monkeypatch.setattr(vision, "QUERY_CHUNK", chunk)
-        pieces = vlm.quick_jit(lambda *x: run(*x))(q, k, v)
+        pieces = jax.jit(lambda *x: run(*x))(q, k, v)
     for ours, theirs in zip(jax.tree.leaves(pieces), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
 
@@ -161,7 +161,7 @@ def test_no_gradient_at_padding():
     pixels, _ = layout(ROWS)
     weight = np.random.default_rng(0).normal(size=(*units(pixels).shape, MODEL.d_model))
 
-    @vlm.quick_jit
+    @jax.jit
     def gradients(tower, patches, pixels, there):
         def loss(tower, patches):
             tokens = vision.encode(tower, replace(pixels, patches_RxPxC=patches), MODEL)
@@ -186,7 +186,7 @@ def test_eight_devices_give_what_one_gives(plain, mesh8):
     specs = vision.abstract_vision_params(TOWER, MODEL.d_model, "float32", MODEL.lora)
     tower = jax.device_put(params(), sharding.tree_shardings(specs, mesh8))
     constrain = sharding.constrainer(mesh8)
-    run = vlm.quick_jit(lambda tower, pixels: vision.encode(tower, pixels, MODEL, constrain))
+    run = jax.jit(lambda tower, pixels: vision.encode(tower, pixels, MODEL, constrain))
     with jax.default_matmul_precision("highest"):
         ours = run(tower, sharding.put_batch(pixels, mesh8))
     assert len(ours.sharding.device_set) == 8
@@ -199,7 +199,7 @@ def test_a_stream_of_random_sizes_compiles_once_for_each_bucket():
     rng = np.random.default_rng(0)
     cfg = replace(MODEL, vision=replace(TOWER, n_layers=1, full_attention=()))
     tower = replace(params(), layers=jax.tree.map(lambda x: x[:1], params().layers))
-    run = vlm.quick_jit(lambda tower, pixels: vision.encode(tower, pixels, cfg))
+    run = jax.jit(lambda tower, pixels: vision.encode(tower, pixels, cfg))
     sizes = [tuple(int(n) for n in rng.integers(1, 12, 2)) for _ in range(40)]
     seen = set()
     with compiles.count() as compiled:
@@ -226,7 +226,7 @@ def test_bfloat16_keeps_angles_in_float32():
 def test_bfloat16_is_near_float32(plain):
     pixels, _ = layout(ROWS)
     half = replace(MODEL, dtype="bfloat16")
-    run = vlm.quick_jit(lambda tower, pixels: vision.encode(tower, pixels, half))
+    run = jax.jit(lambda tower, pixels: vision.encode(tower, pixels, half))
     ours = run(params(), pixels)
     assert ours.dtype == jnp.bfloat16
     there = units(pixels)

@@ -305,6 +305,14 @@ def test_a_file_cut_anywhere_is_named_and_never_loaded(whole, mesh1, data):
         load_gguf(short, mesh1)
 
 
+def test_a_text_that_is_none_is_damage(whole, mesh1):
+    file, content = whole
+    bad = file.with_name("text.gguf")
+    bad.write_bytes(content.replace(b"<|im_end|>", b"<|im_end|\xff"))
+    with pytest.raises(UserError, match=r"text.gguf is damaged.*utf-8"):
+        load_gguf(bad, mesh1)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_damaged_header_never_ends_in_a_traceback(whole, mesh1, data):

@@ -21,9 +21,6 @@ from models.config import ModelConfig, config_from_dict
 from selfevolve_jax import images
 
 TOLERANCE = 2e-5
-# Each function runs once: what it takes to compile, a quarter of the time by these, is all it costs.
-_QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-quick_jit = functools.partial(jax.jit, compiler_options=_QUICK)
 TEMPERATURE = 0.7
 LIMITS = images.ImageConfig(min_pixels=256, max_pixels=2048)  # those of the script
 # Pictures of each row, by name, and how many.
@@ -178,7 +175,7 @@ def inputs() -> Inputs:
 def merged_points(batch: Inputs, cfg: ModelConfig | None = None) -> dict[str, np.ndarray]:
     """vision/merged and vision/features: the tower's tokens in window order and in that of a row."""
     cfg = cfg or config()
-    run = quick_jit(lambda tower, pixels: vision.encode(tower, pixels, cfg))
+    run = jax.jit(lambda tower, pixels: vision.encode(tower, pixels, cfg))
     with jax.default_matmul_precision("highest"):
         merged = jax.device_get(run(params().vision, batch.pixels))
     rows, columns = np.nonzero(batch.index_BxT >= 0)
@@ -201,7 +198,7 @@ def stream_points(batch: Inputs) -> dict[str, np.ndarray]:
         with mock.patch.object(vision, "merge_units", lambda params, x, cfg: x):
             return vision.encode(replace(tower, layers=layers), pixels, cut)
 
-    @quick_jit
+    @jax.jit
     def run(tower, pixels):
         cos, sin = vision.rotary_angles(pixels.coords_RxPx2, cfg.vision)
         blocks = range(cfg.vision.n_layers)
@@ -240,7 +237,7 @@ def logprobs(logits_BxTxV: jax.Array, batch: Inputs) -> jax.Array:
 def logits_points(batch: Inputs) -> dict[str, np.ndarray]:
     """logits alone, of the same forward pass as in `text_points`."""
     cfg = config()
-    run = quick_jit(lambda tree, batch: decoder.logits(tree, forward(tree, batch, cfg), cfg))
+    run = jax.jit(lambda tree, batch: decoder.logits(tree, forward(tree, batch, cfg), cfg))
     with jax.default_matmul_precision("highest"):
         return {"logits": jax.device_get(run(params(), batch))[batch.real_BxT]}
 
@@ -259,7 +256,7 @@ def text_points(batch: Inputs) -> dict[str, np.ndarray]:
         ):
             return forward(replace(tree, layers=layers, final_norm=None), batch, cfg)
 
-    @quick_jit
+    @jax.jit
     def run(tree, batch):
         hidden = forward(tree, batch, cfg)
         logits = decoder.logits(tree, hidden, cfg)
@@ -287,7 +284,7 @@ def gradient_points(batch: Inputs) -> dict[str, np.ndarray]:
     cfg = config()
     count = (batch.real_BxT[:, 1:]).sum()
 
-    @quick_jit
+    @jax.jit
     @jax.value_and_grad
     def run(tree, batch):
         logits = decoder.logits(tree, forward(tree, batch, cfg), cfg)
@@ -321,7 +318,7 @@ def decode_points(batch: Inputs) -> dict[str, np.ndarray]:
     cfg, (B, T) = config(), batch.tokens_BxT.shape
     lengths, n = jnp.asarray(stored()["lengths"]), stored()["greedy"].shape[1]
 
-    @quick_jit
+    @jax.jit
     def run(tree, batch):
         features = vision.encode(tree.vision, batch.pixels, cfg)
         hidden, cache = decoder.forward_cached(

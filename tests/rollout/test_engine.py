@@ -6,6 +6,7 @@ need caches of 24 and then 32. Compiling is nearly all of what these tests take.
 """
 
 from collections import Counter
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -540,3 +541,15 @@ def test_a_bucket_holds_its_number_and_wastes_at_most_a_half(minimum):
     assert [bucket(n) for n in (1, 16, 17, 24, 25, 32, 33, 48, 49)] == [
         16, 16, 24, 24, 32, 32, 48, 48, 64,
     ]  # fmt: skip
+
+
+def test_weights_cast_once_give_what_casting_at_every_token_gives(run, params, tiny, monkeypatch):
+    """Bit for bit, in bfloat16 products of float32 weights."""
+    cfg = replace(tiny, dtype="bfloat16", qk_norm=True)
+    own = jax.jit(lambda key: initialise(decoder.abstract_params(cfg), key))(jax.random.key(1))
+    once = run(cfg=cfg, params=own)
+    monkeypatch.setattr(engine, "_cast_once", lambda params, dtype: params)
+    jax.clear_caches()
+    always = run(cfg=cfg, params=own)
+    np.testing.assert_array_equal(once.tokens_RxGxM, always.tokens_RxGxM)
+    np.testing.assert_array_equal(once.logprobs_RxGxM, always.logprobs_RxGxM)
