@@ -41,7 +41,7 @@ def fill(
     """
     everything, places, rounds = first, np.arange(len(first.rows)), 0
     while rounds < max_rounds:
-        missing = np.flatnonzero(~everything.verdict.trained_RxG.any(axis=1)[places])
+        missing = np.flatnonzero(~np.any(everything.verdict.trained_RxG[places], axis=1))
         if not missing.size:
             break
         rounds += 1

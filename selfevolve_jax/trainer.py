@@ -26,7 +26,8 @@ from selfevolve_jax.grpo.batch import add_images, build_batch
 from selfevolve_jax.grpo.update import score as trainer_logprobs
 from selfevolve_jax.grpo.update import update_step
 from selfevolve_jax.judges.equivalence import Equivalence
-from selfevolve_jax.judges.registry import make_judge
+from selfevolve_jax.judges.paired import with_views
+from selfevolve_jax.judges.registry import NEEDS_PAIRS, NEEDS_STATS, make_judge
 from selfevolve_jax.metrics import MetricLog, Terminal, read_metrics
 from selfevolve_jax.optimizer import decay_mask, learning_rate, make_optimizer
 from selfevolve_jax.resample import Judged, fill
@@ -103,6 +104,12 @@ def train(
     pieces = sharding.batch_ways(mesh) * grpo.accumulate * grpo.minibatches
     teacher_decay = config.teacher_decay if judge_name == "majority" else None
     taught = teacher_decay is not None
+    stats, paired = judge_name in NEEDS_STATS, judge_name in NEEDS_PAIRS
+    if paired and (config.prompts_per_step % 2 or config.resample):
+        raise UserError(
+            f"judge {judge_name} sees each problem twice, so trainer.prompts_per_step="
+            f"{config.prompts_per_step} must be even and trainer.resample={config.resample} must be 0."
+        )
     gold_known = all(row.gold for row in task.train)
     temperature = np.float32(sampling.temperature)
 
@@ -233,8 +240,10 @@ def train(
         def judged(n: int, round: int) -> Judged:
             """The next n rows of the stream, sampled and judged; round counts from 0 in each step."""
             nonlocal seen
-            rows = batch_at(task.train, seed, progress["position"], n)
-            progress["position"] += n
+            problems = n // 2 if paired else n
+            rows = batch_at(task.train, seed, progress["position"], problems)
+            progress["position"] += problems
+            rows = with_views(rows) if paired else rows
             seen = encode_images(state.params, rows, task.images, model, mesh)
 
             def sample(params: decoder.Params, purpose: int, seen: PromptImages | None) -> Samples:
@@ -252,6 +261,7 @@ def train(
                     mesh=mesh,
                     config=config.rollout,
                     images=seen,
+                    stats=stats,
                 )
 
             samples = sample(state.params, ROLLOUT, seen)
@@ -272,7 +282,9 @@ def train(
                     trained=config.trained_per_prompt,
                 )
             else:
-                verdict = judge([r if needs_gold else r.hide_gold() for r in rows], texts, step)
+                verdict = judge(
+                    [r if needs_gold else r.hide_gold() for r in rows], texts, step, samples
+                )
             clock.lap("judge")
             return Judged(rows, samples, texts, verdict, teacher_texts)
 

@@ -55,6 +55,7 @@ def test_what_is_left_out_gives_way_in_its_place():
     # 2 and 4 give way to 5 and 6; 5 is no better, and gives way to 7
     assert ids_of(batch) == [1, 7, 3, 6] and ids_of(dropped) == [2, 4, 5]
     assert (rounds, drawn) == (2, 7)
+    assert dropped is not None
     assert batch.verdict.trained_RxG.all() and not dropped.verdict.trained_RxG.any()
     assert batch.verdict.timeouts == 3
 

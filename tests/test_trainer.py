@@ -103,8 +103,8 @@ def at_step(monkeypatch, step, act):
     def make_judge(*args, **kwargs):
         judge, needs_gold = make(*args, **kwargs)
 
-        def acting(rows, texts, now):
-            verdict = judge(rows, texts, now)
+        def acting(rows, texts, now, *more):
+            verdict = judge(rows, texts, now, *more)
             return (act(verdict) or verdict) if now == step else verdict
 
         return acting, needs_gold
@@ -207,16 +207,29 @@ def test_label_free_judges_train_alike_whatever_the_gold(train, reference, task,
     assert differ(right, wronged)
 
 
-@pytest.mark.parametrize("judge", ["majority", "random", "format", "soft_majority", "ground_truth"])
+@pytest.mark.parametrize(
+    "judge",
+    [
+        "majority",
+        "empo",
+        "rent",
+        "self_certainty",
+        "evol",
+        "random",
+        "format",
+        "soft_majority",
+        "ground_truth",
+    ],
+)
 def test_only_the_ground_truth_judge_is_handed_gold(train, tmp_path, monkeypatch, judge):
     make, seen = trainer.make_judge, []
 
     def make_judge(*args, **kwargs):
         judge, needs_gold = make(*args, **kwargs)
 
-        def watched(rows, texts, step):
+        def watched(rows, texts, step, *rest):
             seen.extend(row.gold for row in rows)
-            return judge(rows, texts, step)
+            return judge(rows, texts, step, *rest)
 
         return watched, needs_gold
 
