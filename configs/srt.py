@@ -35,7 +35,7 @@ def quickstart() -> SRTRecipe:
 
     selfevolve srt quickstart
     """
-    return SRTRecipe(trainer=_small_trainer(150, 1e-4, max_new_tokens=6))
+    return SRTRecipe(trainer=_small_trainer(100, 1e-4, max_new_tokens=6))
 
 
 def collapse() -> SRTRecipe:

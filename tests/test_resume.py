@@ -80,9 +80,9 @@ def timeless(arm, steps):
 def snapshot(source, target):
     """What a kill at this moment would leave. Files that an asynchronous save renames meanwhile are
     left out, as if the kill had come a little earlier for them."""
-    for path in sorted(source.rglob("*")):
-        with contextlib.suppress(FileNotFoundError):
-            if path.is_file():
+    for folder, _, names in os.walk(source):  # unlike rglob it passes over folders that vanish
+        for path in (Path(folder) / name for name in names):
+            with contextlib.suppress(FileNotFoundError):
                 (target / path.relative_to(source)).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, target / path.relative_to(source))
 
