@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from selfevolve_jax.grpo.config import GRPOConfig
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.sharding import MeshConfig
+from selfevolve_jax.srt.levels import LevelsRecipe
 from selfevolve_jax.srt.recipe import BaseConfig, CheckpointConfig, SRTRecipe
+from selfevolve_jax.srt.replicate import ReplicateRecipe
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.tasks.dataset import DataConfig
+from selfevolve_jax.tasks.gym import GymConfig
 from selfevolve_jax.tasks.prompts import BOXED_SUFFIX
 from selfevolve_jax.tasks.sums import SumsConfig
 from selfevolve_jax.trainer import TrainerConfig
@@ -69,6 +74,76 @@ def harder_level() -> SRTRecipe:
         task=ArithmeticConfig(numbers=(6,), width=6),
         policy=base,
         trainer=_small_trainer(100, 1e-4, max_new_tokens=12),
+    )
+
+
+def levels() -> LevelsRecipe:
+    """The base knows chains of 2 to 4 numbers; votes alone climb to 5, then 6, then 7.
+
+    selfevolve srt levels
+
+    One seed, 50 steps a level, 128 held-out problems a level, greedy, base to the last policy:
+    5 numbers .773 to .867, 6 .625 to .797, 7 .117 to .375, of which .352 came before the first step on
+    chains of 7. 4 numbers, untrained on since the base: .977 to 1.000. The control at 50 steps has not
+    been run; at 15 steps a level it falls (6 numbers .625 to .461).
+    """
+    base = BaseConfig(
+        numbers=(2, 3, 4),
+        noise=0.1,
+        steps=600,
+        batch=128,
+        optimizer=OptimizerConfig(learning_rate=2e-3, weight_decay=0.0, clip_norm=None),
+    )
+    return LevelsRecipe(
+        levels=tuple(ArithmeticConfig(numbers=(n,), width=7) for n in (4, 5, 6, 7)),
+        policy=base,
+        trainer=_small_trainer(50, 1e-4, max_new_tokens=12),
+    )
+
+
+def test_time() -> SRTRecipe:
+    """Test-time training: the quickstart's settings on the 256 test problems themselves, unlabelled.
+
+    selfevolve srt test-time
+
+    Majority of 32 before and after; paper: MATH-500 .804 to .874, AMC .65 to .725.
+    """
+    trainer = replace(_small_trainer(100, 1e-4, max_new_tokens=6), eval_samples=32)
+    return SRTRecipe(trainer=trainer, test_time=True)
+
+
+def replicate() -> ReplicateRecipe:
+    """The paper's curves on two cores: SRT rises and collapses; each cure, the controls, 4 to 32 votes
+    beside it, five seeds, one report of what agrees with the paper and what does not.
+
+    selfevolve srt replicate [--quick]
+
+    Chains of 3, 4 and 5 numbers, since a curriculum needs problems of different difficulty. The
+    learning rate is one at which the vote carries training up before it carries it down; the paper's
+    β = 0.001 and clipping. Measured: docs/replicate.md.
+    """
+    model = replace(BaseConfig().model, d_model=64, head_dim=16, d_ff=128)
+    small = _small_trainer(300, 5e-4, max_new_tokens=5)
+    return ReplicateRecipe(
+        task=ArithmeticConfig(numbers=(3, 4, 5), train_rows=4000),
+        policy=BaseConfig(
+            model=model,
+            numbers=(3, 4, 5),
+            steps=800,
+            optimizer=OptimizerConfig(learning_rate=3e-3, weight_decay=0.0, clip_norm=None),
+        ),
+        trainer=replace(
+            small,
+            prompts_per_step=16,
+            eval_every=20,
+            save_every=100,
+            grpo=GRPOConfig(kl_coef=0.001),
+            optimizer=replace(small.optimizer, clip_norm=1.0),
+        ),
+        arms=(
+            *("srt", "ground_truth", "random", "early_stop", "offline"),
+            *("curriculum_pass_rate", "curriculum_majority", "filter", "n4", "n8", "n32"),
+        ),
     )
 
 
@@ -159,6 +234,24 @@ def qwen2_5_math_7b_math12k() -> SRTRecipe:
     return _published("Qwen/Qwen2.5-Math-7B", task, 750)
 
 
+def qwen2_5_math_7b_test_time() -> SRTRecipe:
+    """Test-time training on MATH-500: trained on its 500 problems without their answers.
+
+    selfevolve srt qwen2-5-math-7b-test-time
+
+    Hardware: as for DAPO. Hours: none are published, and this recipe has not been run here. Score
+    (paper): majority of 32 .804 to .874.
+    """
+    task = DataConfig(
+        path="hiyouga/math12k",
+        held_out_path="HuggingFaceH4/MATH-500",
+        question_column="problem",
+        chat=True,
+        suffix=BOXED_SUFFIX,
+    )
+    return replace(_published("Qwen/Qwen2.5-Math-7B", task, 150), test_time=True)
+
+
 def qwen3_14b_base_dapo() -> SRTRecipe:
     """The paper's larger model on DAPO.
 
@@ -169,3 +262,57 @@ def qwen3_14b_base_dapo() -> SRTRecipe:
     Score: the paper shows curves for it and no table; it rises as ground truth does at first.
     """
     return _published("Qwen/Qwen3-14B-Base", _dapo(), 600)
+
+
+def _gym_levels(name: str, options: list[dict]) -> LevelsRecipe:
+    """SRT's settings on a family of Reasoning Gym. What is the paper's: the three families, the prompt
+    with \\boxed{}, ground truth on the level before (project page; branch reasoning_gym of its code);
+    its knights-and-knaves sets have 2 people upwards. NOT verified: the model, the levels, the steps.
+    """
+    return LevelsRecipe(
+        levels=tuple(GymConfig(name, chat=True, options=o) for o in options),
+        policy=CheckpointConfig("Qwen/Qwen3-4B-Base", dtype="bfloat16", remat="full"),
+        trainer=TrainerConfig(
+            steps=200,
+            shared_prompt=1,
+            grpo=GRPOConfig(kl_coef=0.001, kl_in="reward"),
+            rollout=RolloutConfig(slots=512, chunk=128),
+        ),
+        warm_start_steps=100,
+        mesh=MeshConfig(data=1, fsdp=-1),
+        control=False,
+    )
+
+
+def gym_knights_knaves() -> LevelsRecipe:
+    """Reasoning Gym's knights and knaves, 2 people to 5; needs the extra reasoning-gym.
+
+    selfevolve srt gym-knights-knaves
+
+    Hardware: 4B parameters, 80 GB: 2 GPUs of 80 GB. Not run here. Paper: about .49 to .93.
+    """
+    return _gym_levels("knights_knaves", [{"n_people": n} for n in (2, 3, 4, 5)])
+
+
+def gym_bitwise() -> LevelsRecipe:
+    """Reasoning Gym's bitwise arithmetic, three levels of difficulty.
+
+    selfevolve srt gym-bitwise
+
+    Hardware: as for gym-knights-knaves. Not run here. Paper: about .69 to .84.
+    """
+    return _gym_levels("bitwise_arithmetic", [{"difficulty": d} for d in (1, 2, 3)])
+
+
+def gym_family() -> LevelsRecipe:
+    """Reasoning Gym's family relationships, families of 3 to 5, 6 to 8, then 9 to 11.
+
+    selfevolve srt gym-family
+
+    Hardware: as for gym-knights-knaves. Not run here. Paper: about .72 to .80.
+    """
+    sizes = ((3, 5), (6, 8), (9, 11))
+    return _gym_levels(
+        "family_relationships",
+        [{"min_family_size": a, "max_family_size": b} for a, b in sizes],
+    )

@@ -21,6 +21,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
 
   selfevolve srt RECIPE [--option value ...]   train on the model's own majority vote
   selfevolve evaluate CHECKPOINT               avg@k, maj@k, pass@k and greedy against gold
+  selfevolve label CHECKPOINT --out DIR        pseudo-labels by the vote of a fixed checkpoint
   selfevolve generate CHECKPOINT --prompt ...  sample from a checkpoint
   selfevolve convert SRC DST                   Hugging Face or GGUF to a policy, and back
   selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "srt": _srt,
         "evaluate": _evaluate,
+        "label": _label,
         "generate": _generate,
         "convert": _convert,
         "report": _report,
@@ -132,7 +134,24 @@ def _srt(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     from launch.evaluate import Evaluate, evaluate
 
-    evaluate(parse(Evaluate, arguments, "evaluate"))
+    evaluate(_with_suite(Evaluate, arguments, "evaluate"))
+
+
+def _label(arguments: list[str]) -> None:
+    from launch.label import LabelRows, label
+
+    label(_with_suite(LabelRows, arguments, "label"))
+
+
+def _with_suite(kind: Any, arguments: list[str], prog: str) -> Any:
+    """Options whose defaults are those of the suite that they name; what was typed still counts."""
+    from dataclasses import replace
+
+    from launch.problems import of_suite
+
+    options = parse(kind, arguments, prog)
+    preset = of_suite(options)
+    return parse(kind, arguments, prog, replace(options, **preset)) if preset else options
 
 
 def _generate(arguments: list[str]) -> None:

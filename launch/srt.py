@@ -12,8 +12,12 @@ import tyro
 
 from launch.dry_run import describe
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.srt.levels import LevelsRecipe, run_levels
 from selfevolve_jax.srt.recipe import SRTRecipe
+from selfevolve_jax.srt.replicate import ReplicateRecipe, replicate
 from selfevolve_jax.srt.run import run
+
+RUNNERS = {SRTRecipe: run, ReplicateRecipe: replicate, LevelsRecipe: run_levels}
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Run:
     tracker: also log to wandb or trackio.
     """
 
-    recipe: Annotated[SRTRecipe, tyro.conf.arg(name="")]
+    recipe: Annotated[SRTRecipe | ReplicateRecipe | LevelsRecipe, tyro.conf.arg(name="")]
     run_dir: str | None = None
     resume: bool = False
     dry_run: bool = False
@@ -43,7 +47,8 @@ def srt(options: Run, name: str) -> None:
     folder = options.run_dir
     if folder is None:
         folder = f"runs/srt-{name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run(options.recipe, folder, resume=options.resume, tracker=options.tracker)
+    go = RUNNERS[type(options.recipe)]
+    go(options.recipe, folder, resume=options.resume, tracker=options.tracker)
 
 
 def _say_failed_saves_once() -> None:

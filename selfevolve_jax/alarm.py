@@ -14,12 +14,18 @@ REFERENCE steps, which are still the base policy's:
     answers   the entropy of all votes, pooled over prompts, fell by ANSWERS of its highest mean.
     noise     the policy's entropy rose by half, and by NOISE nats, above its lowest mean, while the
               votes are all but unanimous: the end state of arXiv 2505.21444, noise plus one answer.
+    foreign   what is sampled has become less likely to the base: its mean negative log-likelihood there
+              over the last STEADY steps exceeds its lowest such mean by FOREIGN nats a token and by a
+              fifth. Training that only sharpens the policy makes samples likelier to the base, and so
+              does ground truth; votes that have gone wrong move to what the base would seldom say. The
+              earliest sign, and only there where trainer.grpo.kl_coef is above 0.
     drift     the KL to the base exceeds DRIFT nats a token (the paper's figure goes from 0.05 to 1.9);
-              only where trainer.grpo.kl_coef is above 0.
+              under the same condition.
 
 The alarm fires when any sign shows for HOLD steps in a row. Thresholds were set on eight pairs of runs
-of chained arithmetic (docs/design.md). The largest values in their ground-truth arms: shorter 1.23 of
-1.75, alike 0.042 of 0.1, answers 0.12 of 0.2, noise 0.04 of 0.1; drift is the paper's and was not seen.
+of chained arithmetic (docs/design.md), that of foreign on three more of the recipe replicate. The
+largest values in their ground-truth arms: shorter 1.23 of 1.75, alike 0.042 of 0.1, answers 0.12 of
+0.2, noise 0.04 of 0.1, foreign 0.08 of 0.1; drift is the paper's and was not seen.
 What it cannot see is a policy that goes wrong while its answers still depend on the prompt. A task
 whose responses are all of one length from the start, and rightly become shorter, would raise it for
 nothing.
@@ -34,12 +40,13 @@ from typing import Any
 
 import numpy as np
 
-REFERENCE, WINDOW, HOLD = 3, 3, 2
-SHORTER, ALIKE, ANSWERS, NOISE, DRIFT = 1.75, 0.1, 0.2, 0.1, 1.0
+REFERENCE, WINDOW, STEADY, HOLD = 3, 3, 5, 2
+SHORTER, ALIKE, ANSWERS, NOISE, FOREIGN, DRIFT = 1.75, 0.1, 0.2, 0.1, 0.1, 1.0
 LENGTH, SPREAD = "response/length_ended", "response/length_spread"
 DISTINCT, ANSWER_ENTROPY = "response/distinct", "judge/answer_entropy"
-AGREEMENT, ENTROPY, KL = "judge/majority_fraction", "policy/entropy", "kl/ref"
-SIGNALS = (LENGTH, SPREAD, DISTINCT, ANSWER_ENTROPY, AGREEMENT, ENTROPY, KL)
+AGREEMENT, ENTROPY = "judge/majority_fraction", "policy/entropy"
+KL, SURPRISE = "kl/ref", "kl/ref_nll"
+SIGNALS = (LENGTH, SPREAD, DISTINCT, ANSWER_ENTROPY, AGREEMENT, ENTROPY, KL, SURPRISE)
 
 Step = Mapping[str, float]
 
@@ -95,6 +102,12 @@ def _signs(history: Sequence[Step]) -> tuple[str, ...]:
     means, agreement = (_window_means(_column(history, name)) for name in (ENTROPY, AGREEMENT))
     if agreement[-1] >= 0.9 and means[-1] - means.min() >= max(NOISE, 0.5 * means.min()):
         found.append(f"responses became noisy under agreement of {agreement[-1]:.2f}")
+    means = _window_means(_column(history, SURPRISE), STEADY)
+    start, now = means.min(), means[-1]
+    if now - start >= max(FOREIGN, 0.2 * start):
+        found.append(
+            f"responses became foreign to the base, from {start:.2f} to {now:.2f} nats a token"
+        )
     if (kl := _mean(_column(history[-WINDOW:], KL))) >= DRIFT:
         found.append(f"the KL to the base is {kl:.2f} nats a token")
     return tuple(found)
@@ -104,8 +117,8 @@ def _column(history: Sequence[Step], name: str) -> np.ndarray:
     return np.array([step.get(name, math.nan) for step in history], np.float64)
 
 
-def _window_means(column: np.ndarray) -> np.ndarray:
-    return np.lib.stride_tricks.sliding_window_view(column, WINDOW).mean(axis=1)
+def _window_means(column: np.ndarray, window: int = WINDOW) -> np.ndarray:
+    return np.lib.stride_tricks.sliding_window_view(column, window).mean(axis=1)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -15,6 +15,7 @@ HEALTHY = {
     "judge/majority_fraction": 0.5,
     "policy/entropy": 0.4,
     "kl/ref": 0.02,
+    "kl/ref_nll": 0.5,
 }
 
 
@@ -39,6 +40,7 @@ def test_learning_raises_nothing():
         policy__entropy=lambda s: 0.4 * 0.8 ** (s - 6),
         response__length_ended=lambda s: 10.0 + s,
         kl__ref=lambda s: 0.02 * s,
+        kl__ref_nll=lambda s: 0.5 * 0.9 ** (s - 6),
     )
     assert [alarm.read(steps[:i]) for i in range(21)] == [alarm.Reading()] * 21
 
@@ -50,6 +52,7 @@ def test_learning_raises_nothing():
         ("response__distinct", 0.85, "fell from 1.00 to 0.85"),
         ("judge__answer_entropy", 1.5, "entropy fell from 2.00 to 1.50"),
         ("kl__ref", 1.5, r"KL to the base is 1.50"),
+        ("kl__ref_nll", 0.8, "foreign to the base, from 0.50 to 0.80"),
     ],
 )
 def test_each_sign_alone_fires_once_it_fills_the_window_and_holds(name, value, words):
@@ -67,6 +70,7 @@ def test_each_sign_alone_fires_once_it_fills_the_window_and_holds(name, value, w
         ("response__distinct", 0.92),
         ("judge__answer_entropy", 1.7),
         ("kl__ref", 0.9),
+        ("kl__ref_nll", 0.59),  # less than a fifth
     ],
 )
 def test_under_its_threshold_no_sign_shows(name, value):
@@ -76,6 +80,14 @@ def test_under_its_threshold_no_sign_shows(name, value):
 def test_one_odd_step_raises_nothing():
     assert fires_at(history(response__distinct=lambda s: 0.75 if s == 12 else 1.0)) is None
     assert fires_at(history(judge__answer_entropy=lambda s: 1.2 if s == 12 else 2.0)) is None
+
+
+def test_foreign_is_measured_from_the_lowest_and_not_from_the_base():
+    """Down from 0.5 to 0.2 and back to 0.35: still likelier to the base than its own samples were."""
+    back = history(kl__ref_nll=lambda s: 0.2 if s < 15 else 0.35)
+    assert fires_at(back) is not None
+    small = history(kl__ref_nll=lambda s: 0.02 if s < 15 else 0.06)  # threefold, but 0.04 nats
+    assert fires_at(small) is None
 
 
 def test_noise_counts_under_agreement_only():

@@ -152,6 +152,7 @@ def update_step(
         if grpo.kl_coef > 0:
             kl = ESTIMATORS[grpo.kl_estimator](logp, batch.ref_logprobs_BxT)
             metrics["kl/ref"] = kl
+            metrics["kl/ref_nll"] = -batch.ref_logprobs_BxT
             if grpo.kl_in == "loss":
                 per_token += grpo.kl_coef * kl
         if grpo.entropy_coef > 0:

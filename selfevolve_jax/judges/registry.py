@@ -9,6 +9,7 @@ from selfevolve_jax.judges.controls import format_only, random_reward
 from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.judges.ground_truth import ground_truth
 from selfevolve_jax.judges.novelty import evol
+from selfevolve_jax.judges.offline import offline
 from selfevolve_jax.judges.paired import co_reward
 from selfevolve_jax.judges.vote import empo, majority_vote, soft_majority
 from selfevolve_jax.tasks.base import AnswerSpec
@@ -25,6 +26,7 @@ _OTHERS = {
     "rent": rent,
     "format": format_only,
     "ground_truth": ground_truth,
+    "offline": offline,
 }
 
 JUDGES = (*_VOTES, *_OTHERS, "random")

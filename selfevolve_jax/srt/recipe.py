@@ -9,26 +9,12 @@ from models.config import ModelConfig
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.sharding import MeshConfig
+from selfevolve_jax.srt.arms import ARMS, READ_GOLD, LabelsConfig
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig, response_tokens
 from selfevolve_jax.tasks.dataset import DataConfig
 from selfevolve_jax.tasks.gym import GymConfig
 from selfevolve_jax.tasks.sums import SumsConfig
 from selfevolve_jax.trainer import TrainerConfig
-
-# Arm -> judge. Only "ground_truth" sees gold; "random" and "format" are the controls without which no
-# gain can be believed ("spurious rewards").
-ARMS = {
-    "srt": "majority",
-    "ground_truth": "ground_truth",
-    "random": "random",
-    "format": "format",
-    "soft": "soft_majority",
-    "empo": "empo",
-    "self_certainty": "self_certainty",
-    "rent": "rent",
-    "co_reward": "co_reward",
-    "evol": "evol",
-}
 
 
 @dataclass(frozen=True)
@@ -88,15 +74,20 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class SRTRecipe:
-    """One SRT experiment: a task, a policy to start from, and arms that differ in their judge only."""
+    """One SRT experiment: a task, a policy to start from, and arms (`arms.ARMS`) that differ in their
+    judge, or in one cure of collapse. labels: of the arms that train on, or choose problems by, answers
+    that the policy gave before training. test_time: train on the held-out problems, unlabelled, in
+    place of the task's own (`test_time.at_test_time`)."""
 
     task: ArithmeticConfig | DataConfig | GymConfig | SumsConfig = field(
         default_factory=ArithmeticConfig
     )
     policy: BaseConfig | CheckpointConfig = field(default_factory=BaseConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    labels: LabelsConfig = field(default_factory=LabelsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     arms: tuple[str, ...] = ("srt", "random")
+    test_time: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -105,6 +96,13 @@ class SRTRecipe:
             raise UserError(f"arms={' '.join(self.arms)}: choose from {', '.join(ARMS)}.")
         if len(set(self.arms)) < len(self.arms):
             raise UserError(f"arms={' '.join(self.arms)}: an arm is named twice.")
+        told = [arm for arm in self.arms if arm in READ_GOLD]
+        if self.test_time and (told or self.trainer.early_stop.patience):
+            what = f"arms={' '.join(told)}" if told else "trainer.early_stop"
+            raise UserError(
+                f"test_time=True trains on the test problems, and {what} would read their answers. "
+                "Leave one of the two out."
+            )
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative.")
         if isinstance(self.policy, BaseConfig) and not isinstance(self.task, ArithmeticConfig):

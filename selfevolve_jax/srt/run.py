@@ -2,26 +2,30 @@
 
 For each arm, the loop of `trainer.train`: sample G answers to every prompt, let them vote, reward
 agreement with the winner, take a policy-gradient step. The arms share the base policy, the prompts,
-their order and the random numbers; only the judge differs.
+their order and the random numbers; they differ in their judge, or in one cure (`arms.ARMS`).
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from etils import epath
 
 from selfevolve_jax import checkpoint, run_dir, sharding, trainer
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.labels import Label, label_rows, read_labels, top_fraction, with_labels
 from selfevolve_jax.pretrained import source
 from selfevolve_jax.report.html import write_report
+from selfevolve_jax.srt.arms import ARMS
 from selfevolve_jax.srt.base import get_base
-from selfevolve_jax.srt.recipe import ARMS, BaseConfig, SRTRecipe
+from selfevolve_jax.srt.recipe import BaseConfig, SRTRecipe
+from selfevolve_jax.srt.test_time import at_test_time
 from selfevolve_jax.tasks import arithmetic, dataset, gym, sums
-from selfevolve_jax.tasks.base import Task
+from selfevolve_jax.tasks.base import Row, Task
 
 # What --resume may change: neither alters what the run has done so far.
 MAY_CHANGE = frozenset(
@@ -39,11 +43,15 @@ def run(
     """Trains every arm of the recipe; returns the summary that it also writes and prints."""
     began, main = time.monotonic(), jax.process_index() == 0
     mesh = sharding.make_mesh(recipe.mesh)
-    trainer.check_batch(recipe.trainer, mesh)  # before any folder is made or weight loaded
+    trainers = {arm: ARMS[arm].change(recipe.trainer) for arm in recipe.arms}
+    for config in trainers.values():
+        trainer.check_batch(config, mesh)  # before any folder is made or weight loaded
     config = run_dir.jsonable(recipe)
     folder = run_dir.absolute(folder)
     run_dir.check(folder, config, resume, MAY_CHANGE)
     task, policy = load(recipe, mesh, say=_say if main else lambda text: None)
+    if recipe.test_time:
+        task = at_test_time(task)
     if main:
         run_dir.create(folder, config, resume, MAY_CHANGE)
         dropped = ", ".join(f"{n} {reason}" for reason, n in task.counts.items() if n)
@@ -52,19 +60,23 @@ def run(
             + (f"; left out: {dropped}" if dropped else "")
         )
 
-    earlier = run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {"arms": {}}
-    summary = {"arms": dict(earlier["arms"]), "seconds": earlier.get("seconds", 0.0)}
+    there = (folder / run_dir.SUMMARY).exists()
+    earlier: dict[str, Any] = run_dir.read_summary(folder) if there else {"arms": {}}
+    spent: float = earlier.get("seconds", 0.0)
+    summary = {"arms": dict(earlier["arms"]), "seconds": spent}
+    labels = _labels(recipe, task, policy, mesh, folder) if _wants_labels(recipe) else {}
     for arm in recipe.arms:
         arm_dir = folder / "arms" / arm
         if main:
             again = (arm_dir / run_dir.CONFIG).exists()
-            run_dir.create(arm_dir, {**config, "arms": [arm]}, again, MAY_CHANGE)
+            own = run_dir.jsonable(replace(recipe, trainer=trainers[arm], arms=(arm,)))
+            run_dir.create(arm_dir, own, again, MAY_CHANGE)
         result = trainer.train(
             policy.params,
             policy.model,
-            task,
-            ARMS[arm],
-            recipe.trainer,
+            replace(task, train=_train_rows(recipe, arm, task.train, labels)),
+            ARMS[arm].judge,
+            trainers[arm],
             seed=recipe.seed,
             mesh=mesh,
             folder=arm_dir,
@@ -77,13 +89,51 @@ def run(
             "best": result.best,
             **({"ended": result.ended} if result.ended else {}),
         }
-    summary["seconds"] += time.monotonic() - began
+        summary["seconds"] = spent + time.monotonic() - began
+        if main:  # after each arm: what has ended can be read while the next one runs
+            run_dir.write_summary(folder, summary)
     if main:
-        run_dir.write_summary(folder, summary)
         report = write_report([folder], folder / run_dir.REPORT)
         _say(headline(summary))
         _say(f"{summary['seconds']:.0f} s. Report: {report}")
     return summary
+
+
+def _wants_labels(recipe: SRTRecipe) -> bool:
+    return any(ARMS[arm].labels for arm in recipe.arms)
+
+
+def _labels(
+    recipe: SRTRecipe, task: Task, policy: checkpoint.Policy, mesh, folder: epath.Path
+) -> dict[int, Label]:
+    """What the policy answers before training: read from where the recipe says, or made now, once for
+    all arms and seeds of resumption, in RUN/labels."""
+    if recipe.labels.path is not None:
+        return read_labels(recipe.labels.path)
+    return label_rows(
+        policy.params,
+        policy.model,
+        task,
+        task.train,
+        folder / "labels",
+        samples=recipe.labels.samples,
+        seed=recipe.seed,
+        mesh=mesh,
+        rollout=recipe.trainer.rollout,
+        sampling=recipe.trainer.sampling,
+        max_new_tokens=recipe.trainer.max_new_tokens,
+    )
+
+
+def _train_rows(
+    recipe: SRTRecipe, arm: str, rows: Sequence[Row], labels: dict[int, Label]
+) -> Sequence[Row]:
+    use = ARMS[arm].labels
+    if use is None:
+        return rows
+    if use == "pseudo_labels":
+        return with_labels(rows, labels)
+    return top_fraction(rows, labels, use, recipe.labels.fraction)
 
 
 def load(recipe: SRTRecipe, mesh, say) -> tuple[Task, checkpoint.Policy]:

@@ -17,7 +17,8 @@ class Row:
     """One problem. `id` is its index in the data set: it keys random draws and groups samples, so
     two rows with the same text never merge. `gold` is read by the ground-truth judge and by logging
     only; label-free judges receive rows on which `hide_gold` has been called. `images` are paths or
-    the bytes of files, in the order of their places in the prompt."""
+    the bytes of files, in the order of their places in the prompt. `label` is a pseudo-label, which
+    some policy gave (`labels.with_labels`); hide_gold keeps it, as it is not gold."""
 
     id: int
     prompt: str  # the full text the model continues: chat template and suffix already applied
@@ -25,6 +26,7 @@ class Row:
     gold: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     images: tuple[str | bytes, ...] = ()
+    label: str | None = None
 
     def hide_gold(self) -> Row:
         return replace(self, gold=None, extra={})

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,9 @@ class DataConfig:
     question_column, answer_column: their names; answer_column None means unlabelled.
     answer_pattern: a regular expression whose last match in the answer column is the gold answer
       (its first group, if it has one), as "#### *(.+)" for GSM8K; None takes the whole text.
+    rephrased_column: name of the column with the same question in other words, which the paired vote
+      (co_reward) asks beside it; it has the row's answer and images. A set of its own at
+      held_out_path needs none.
     image_column: name of the column with a row's images, for a policy that sees; it needs `chat`. A
       path (from the data file's folder on), the bytes of a file, {"bytes": ..., "path": ...} as
       `datasets` stores it, or a list of these; null, "" or [] is a row of text alone, and so is a
@@ -61,6 +64,7 @@ class DataConfig:
     question_column: str = "question"
     answer_column: str | None = "answer"
     answer_pattern: str | None = None
+    rephrased_column: str | None = None
     image_column: str | None = None
     suffix: str = ""
     chat: bool = False
@@ -85,6 +89,11 @@ class DataConfig:
         if self.answer_pattern is not None and self.answer_column is None:
             raise UserError(
                 f"answer_pattern={self.answer_pattern!r} needs answer_column, which is None"
+            )
+        if self.rephrased_column == self.question_column:
+            raise UserError(
+                f"rephrased_column={self.rephrased_column!r} is the question's own column; fix: the "
+                "column with its other wording, or leave it out"
             )
         if self.system is not None and not self.chat:
             raise UserError(f"system={self.system!r} needs chat, which is False; fix: --task.chat")
@@ -115,7 +124,8 @@ def load_task(
     known_stops: tokens that the policy is known to end with, beside the tokenizer's own. vision,
     images: the policy's, None for one that reads text only. Every image is opened here, so that a bad
     one ends no run later. Row ids are indices in `path`; those of held_out_path go on where they end.
-    UserError names file, row and reason for the first bad row.
+    A row is over-long where either of its wordings is. UserError names file, row and reason for the
+    first bad row.
     """
     train_problems = _problems(config, config.path, config.subset, config.split, config.limit)
     policy = (tokenizer, vision, images)
@@ -133,8 +143,8 @@ def load_task(
         )
         held_out, dropped = _rows(config, *policy, held_out_problems, config.held_out_path)
         counts["prompt_too_long"] += dropped
-        asked = {_question_key(row) for row in held_out}
-        kept = [row for row in train if _question_key(row) not in asked]
+        asked = {key for row in held_out for key in _question_keys(row)}
+        kept = [row for row in train if not asked.intersection(_question_keys(row))]
         if not kept:
             raise UserError(
                 f"held_out_path={config.held_out_path!r} asks every question of path="
@@ -162,17 +172,32 @@ def _rows(
     problems: Sequence[Problem],
     name: str,
 ) -> tuple[list[Row], int]:
-    return tokenize_rows(
-        tokenizer,
-        problems,
-        name=name,
-        suffix=config.suffix,
-        chat=config.chat,
-        system=config.system,
-        max_prompt_tokens=config.max_prompt_tokens,
-        vision=vision,
-        images=images,
-    )
+    def tokenized(problems: Sequence[Problem], name: str) -> list[Row]:
+        rows, _ = tokenize_rows(
+            tokenizer,
+            problems,
+            name=name,
+            suffix=config.suffix,
+            chat=config.chat,
+            system=config.system,
+            max_prompt_tokens=config.max_prompt_tokens,
+            vision=vision,
+            images=images,
+        )
+        return rows
+
+    rows = tokenized(problems, name)
+    rephrased = [p.extra["pair"] for p in problems if "pair" in p.extra]
+    if rephrased:  # the other view of a row is a row itself, see `judges.paired`
+        column = f"{name}, column {config.rephrased_column!r}"
+        views = {row.id: row for row in tokenized(rephrased, column)}
+        rows = [replace(r, extra={"pair": views[r.id]}) for r in rows if r.id in views]
+    if not rows:
+        raise UserError(
+            f"{name}: every row has one wording or the other of more than max_prompt_tokens="
+            f"{config.max_prompt_tokens} tokens; fix: a higher --task.max-prompt-tokens"
+        )
+    return rows, len(problems) - len(rows)
 
 
 def _question_key(row: Row) -> tuple[str, ...]:
@@ -182,15 +207,39 @@ def _question_key(row: Row) -> tuple[str, ...]:
     return " ".join(row.prompt.split()), *(hashlib.sha256(file).hexdigest() for file in files)
 
 
+def _question_keys(row: Row) -> list[tuple[str, ...]]:
+    """The key of the question, and that of its other wording if it has one."""
+    return [_question_key(view) for view in (row, row.extra.get("pair")) if view is not None]
+
+
+def _same_questions(rows: Sequence[Row]) -> list[list[int]]:
+    """Indices of rows that must not be parted, in file order: they ask one question, in whichever of
+    its wordings, be it by way of a third row."""
+    root = list(range(len(rows)))
+
+    def find(i: int) -> int:
+        while root[i] != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    first: dict[tuple[str, ...], int] = {}
+    for i, row in enumerate(rows):
+        for key in _question_keys(row):
+            low, high = sorted((find(i), find(first.setdefault(key, i))))
+            root[high] = low
+    groups: dict[int, list[int]] = {}
+    for i in range(len(rows)):
+        groups.setdefault(find(i), []).append(i)
+    return list(groups.values())
+
+
 def _split(rows: Sequence[Row], config: DataConfig) -> tuple[list[Row], list[Row]]:
     """(train, held out), each in file order. Questions are drawn whole, with all their copies,
     until the fraction (at least one row) is full."""
     if config.held_out_fraction == 0:
         return list(rows), []
-    copies: dict[tuple[str, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        copies.setdefault(_question_key(row), []).append(i)
-    groups = list(copies.values())
+    groups = _same_questions(rows)
     wanted = max(1, round(config.held_out_fraction * len(rows)))
     taken: set[int] = set()
     for g in np.random.default_rng(config.held_out_seed).permutation(len(groups)):
@@ -214,25 +263,30 @@ def _problems(
     limit: int | None = None,
     first_id: int = 0,
 ) -> list[Problem]:
-    columns = [c for c in (config.question_column, config.answer_column) if c is not None]
+    # A held-out set of its own is never trained on, and so never asked in other words.
+    rephrased_in = config.rephrased_column if first_id == 0 else None
+    wanted_texts = (config.question_column, config.answer_column, rephrased_in)
+    columns = [c for c in wanted_texts if c is not None]
     images_in = config.image_column
     problems, has_images, folder = [], images_in is None, _folder(path)
     wanted = [*columns, *([] if images_in is None else [images_in])]
     records = read_records(path, subset, split, wanted)
     for where, record in itertools.islice(records, limit):
         require_columns(where, record, columns)
-        question = record[config.question_column]
-        if not isinstance(question, str) or not question.strip():
-            raise bad(where, f"{config.question_column!r} is {shown(question)}, not a text")
+        question = _text(where, config.question_column, record)
         gold = None
         if config.answer_column is not None:
             gold = _gold(where, config.answer_column, record[config.answer_column], config)
         images: tuple[str | bytes, ...] = ()
         if images_in is not None and images_in in record:
             images, has_images = _images(where, images_in, record[images_in], folder), True
-        problems.append(
-            Problem(first_id + len(problems), question, gold, images=images, where=where)
-        )
+        number = first_id + len(problems)
+        extra = {}
+        if rephrased_in is not None:
+            other = _text(where, rephrased_in, record)
+            named = f"{where}, column {rephrased_in!r}"
+            extra = {"pair": Problem(number, other, images=images, where=named)}
+        problems.append(Problem(number, question, gold, extra, images, where))
     if not problems:
         raise UserError(f"{path}: the data set is empty; fix: a file or split with rows in it")
     if not has_images:
@@ -241,6 +295,12 @@ def _problems(
             "null there"
         )
     return problems
+
+
+def _text(where: str, column: str, record: Mapping[str, Any]) -> str:
+    if not isinstance(record[column], str) or not record[column].strip():
+        raise bad(where, f"{column!r} is {shown(record[column])}, not a text")
+    return record[column]
 
 
 def _images(

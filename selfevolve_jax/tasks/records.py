@@ -32,7 +32,8 @@ def require_columns(
         if column not in names:
             raise UserError(
                 f"{where}: no column {column!r}; there are: {', '.join(names) or 'none'}; "
-                "fix: --task.question-column, --task.answer-column or --task.image-column"
+                "fix: --task.question-column, --task.answer-column, --task.rephrased-column or "
+                "--task.image-column"
             )
 
 

@@ -15,13 +15,13 @@ it was .13 and .13, "9 plus 2 equals 11" .38 and .53.)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.tasks.base import AnswerSpec, Task
+from selfevolve_jax.tasks.base import AnswerSpec, Row, Task
 from selfevolve_jax.tasks.prompts import Problem, stop_tokens, tokenize_rows
 
 _WORDS = {"addition": "plus", "multiplication": "times"}
@@ -76,7 +76,8 @@ def load_task(
     """The task for a policy that reads with `tokenizer` and ends at `known_stops`.
 
     Both orders of a pair (3 plus 4, 4 plus 3) are on the same side of the split, and the pairs of
-    the worked examples on neither. A row's id tells its numbers, whatever the seed.
+    the worked examples on neither. A row's id tells its numbers, whatever the seed. Its other view,
+    for the paired vote, is the other order; 3 plus 3 has none but itself, asked a second time.
     """
     rng = np.random.default_rng([seed, 5])
     pairs = [(a, b) for a in range(1, config.largest + 1) for b in range(a, config.largest + 1)]
@@ -88,17 +89,25 @@ def load_task(
     )
     cut = min(max(round(config.held_out_fraction * len(rest)), 1), len(rest) - 1)
 
-    def rows(pairs: Sequence[tuple[int, int]]):
+    def number(a: int, b: int) -> int:
+        return (a - 1) * config.largest + b - 1
+
+    def rows(pairs: Sequence[tuple[int, int]]) -> list[Row]:
+        asked = [order for pair in pairs for order in dict.fromkeys((pair, pair[::-1]))]
         problems = [
             Problem(
-                (a - 1) * config.largest + b - 1,
+                number(a, b),
                 examples + exercise(config.operation, a, b, solved=False),
                 gold=str(solve(config.operation, a, b)),
             )
-            for pair in pairs
-            for a, b in dict.fromkeys((pair, pair[::-1]))
+            for a, b in asked
         ]
-        return tokenize_rows(tokenizer, problems, name=config.operation)[0]
+        made = {row.id: row for row in tokenize_rows(tokenizer, problems, name=config.operation)[0]}
+        other = {number(a, b): made.get(number(b, a)) for a, b in asked}
+        return [
+            replace(row, extra={"pair": view.hide_gold()} if view else {})
+            for row, view in ((row, other[row.id]) for row in made.values())
+        ]
 
     return Task(
         name=config.operation,

@@ -81,7 +81,7 @@ def tree(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trane"], ["'trane' is unknown", "srt, evaluate, generate, convert, report, doctor"]),
+        (["trane"], ["'trane' is unknown", "srt, evaluate, label, generate, convert"]),
         (["srt"], ["needs a recipe", "quickstart"]),
         (["srt", "--resume"], ["needs a recipe"]),
         (["srt", "nope"], ["'nope' is unknown", "quickstart", "FILE.py:NAME"]),
@@ -111,6 +111,12 @@ def tree(folder):
         (["evaluate", "none"], ["none does not exist"]),
         (["evaluate", "none", "--k", "0"], ["k=0"]),
         (["evaluate", "none", "--max-new-tokens", "0"], ["max_new_tokens=0"]),
+        (["evaluate", "none", "--k", "4", "--pass-at", "2", "5"], ["pass_at=5", "k=4"]),
+        (["evaluate", "none", "--suite", "none.jsonl"], ["none.jsonl", "no such file"]),
+        (["label", "none"], ["--out"]),
+        (["label", "none", "--out", "x"], ["none does not exist"]),
+        (["label", "none", "--out", "x", "--samples", "0"], ["samples=0"]),
+        (["label", "none", "--out", "x", "--sampling.temperature", "0"], ["temperature=0", "vote"]),
         (["generate", "none", "--prompt", "1+1="], ["none does not exist"]),
         (["generate", "none", "--prompt", ""], ['prompt=""']),
         (["generate", "none", "--prompt", "1", "--sampling.temperature", "-1"], ["temperature=-1"]),
@@ -246,7 +252,16 @@ def test_a_dry_run_refuses_what_the_run_would(finished, place, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["srt"], ["srt", "quickstart"], ["evaluate"], ["generate"], ["report"], ["doctor"]],
+    [
+        [],
+        ["srt"],
+        ["srt", "quickstart"],
+        ["evaluate"],
+        ["label"],
+        ["generate"],
+        ["report"],
+        ["doctor"],
+    ],
 )
 def test_help_exits_well(arguments, capsys):
     try:
@@ -256,43 +271,6 @@ def test_help_exits_well(arguments, capsys):
     out, err = capsys.readouterr()
     assert "usage" in out.lower() or "selfevolve" in out
     assert err == ""
-
-
-def test_evaluate_gives_the_runs_own_greedy_figure(finished, place, capsys):
-    """Greedy needs no random numbers: the arm's last figure is found again to the digit. And the
-    printed figures are those of the stored samples."""
-    arm = finished / "arms" / "srt"
-    out = place / "new" / "figures.json"
-    main(["evaluate", str(arm), "--k", "2", "--rollout.slots", "16", "--out", str(out)])
-    record = json.loads(out.read_text())
-    figures, samples = record["figures"], record["samples"]
-    after = run_dir.read_summary(finished)["arms"]["srt"]["after"]
-    assert figures["greedy"] == after["greedy"]
-    marks = [sample["correct"] for sample in samples]
-    assert figures["avg@2"] == sum(map(sum, marks)) / 16
-    assert figures["pass@2"] == sum(map(any, marks)) / 8
-    for sample in samples:
-        for text, right in zip(sample["texts"], sample["correct"], strict=True):
-            end = text[-2:]
-            assert right == (end == sample["gold"] + "." and len(end) == 2)
-    shown = capsys.readouterr().out
-    assert all(f"{name:<10}{value:.3f}" in shown for name, value in figures.items())
-
-
-def test_evaluate_refuses_a_folder_to_write_and_an_unknown_arm(finished, place, capsys):
-    arm = finished / "arms" / "srt"
-    assert says(refused(capsys, "evaluate", arm, "--out", place), f"out={place}")
-    assert "Its arms are" in refused(capsys, "evaluate", finished)
-
-
-def test_generate_says_what_evaluate_graded(finished, place, capsys):
-    arm = str(finished / "arms" / "srt")
-    greedy = ["--sampling.temperature", "0"]
-    main(["evaluate", arm, "--k", "1", "--limit", "2", *greedy, "--out", "figures.json"])
-    for sample in json.loads(Path("figures.json").read_text())["samples"]:
-        capsys.readouterr()
-        main(["generate", arm, "--prompt", sample["prompt"], "--max-new-tokens", "5", *greedy])
-        assert capsys.readouterr().out == sample["texts"][0] + "\n"
 
 
 def test_generate_refuses_characters_that_the_tokenizer_lacks(finished, capsys):

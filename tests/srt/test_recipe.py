@@ -5,9 +5,12 @@ import pytest
 from configs import srt as recipes
 from launch.cli import load_recipe
 from models.config import ModelConfig
+from selfevolve_jax.early_stop import EarlyStop
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.judges.registry import JUDGES
-from selfevolve_jax.srt.recipe import ARMS, BaseConfig, SRTRecipe
+from selfevolve_jax.srt.arms import ARMS
+from selfevolve_jax.srt.levels import LevelsRecipe
+from selfevolve_jax.srt.recipe import BaseConfig, SRTRecipe
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.tasks.dataset import DataConfig
 from selfevolve_jax.trainer import TrainerConfig
@@ -57,7 +60,7 @@ def test_a_response_that_just_fits_is_taken():
 
 
 def test_every_arm_has_a_judge():
-    assert set(ARMS.values()) == set(JUDGES)
+    assert {arm.judge for arm in ARMS.values()} == set(JUDGES)
 
 
 def test_every_recipe_of_the_command_line_builds():
@@ -65,8 +68,16 @@ def test_every_recipe_of_the_command_line_builds():
         n for n, f in vars(recipes).items() if getattr(f, "__module__", "") == recipes.__name__
     ]
     built = [load_recipe(n, "configs.srt") for n in names if not n.startswith("_")]
-    assert len(built) >= 2 and all(isinstance(recipe, SRTRecipe) for recipe in built)
+    assert len(built) >= 2 and all(isinstance(recipe, SRTRecipe | LevelsRecipe) for recipe in built)
     assert load_recipe("quickstart", "configs.srt").arms == ("srt", "random")
+
+
+@pytest.mark.parametrize("arm", ["ground_truth", "curriculum_pass_rate", "early_stop"])
+def test_test_time_training_reads_no_answers(arm):
+    with pytest.raises(UserError, match=f"arms={arm} would read their answers"):
+        SRTRecipe(test_time=True, arms=("srt", arm))
+    with pytest.raises(UserError, match=r"trainer\.early_stop would read"):
+        SRTRecipe(test_time=True, trainer=TrainerConfig(early_stop=EarlyStop(patience=1)))
 
 
 def test_models_mistakes_are_told_too():

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.judges.paired import with_views
 from selfevolve_jax.tasks.dataset import DataConfig, load_task
 
 RECORDS = [{"question": f"What is {i}+1?", "answer": str(i + 1), "level": i % 3} for i in range(20)]
@@ -280,6 +281,84 @@ def test_gold_never_gets_into_the_prompt(tmp_path, load):
     task = load(jsonl(tmp_path / "d.jsonl", records), suffix=" go", held_out_fraction=0.3)
     for row in (*task.train, *task.held_out):
         assert row.prompt == f"q{row.id} go" and row.gold == f"SECRET{row.id}"
+
+
+REPHRASED = [{**r, "other": f"{i}, and one more?"} for i, r in enumerate(RECORDS)]
+
+
+@pytest.mark.parametrize("kind", ["d.jsonl", "d.parquet"])
+def test_the_other_wording_is_the_paired_votes_second_view(kind, tmp_path, load):
+    path = tmp_path / kind
+    if kind == "d.jsonl":
+        jsonl(path, REPHRASED)
+    else:
+        pq.write_table(pa.Table.from_pylist(REPHRASED), path)
+    task = load(path, rephrased_column="other", suffix=" go", held_out_fraction=0.2)
+    assert (len(task.train), len(task.held_out)) == (16, 4)
+    for rows in (task.train, task.held_out):
+        for row, view in zip(*(with_views(rows)[i::2] for i in (0, 1)), strict=True):
+            assert row.prompt == f"What is {row.id}+1? go"
+            assert view.prompt == f"{row.id}, and one more? go"
+            assert len(view.prompt_tokens) == 1 + len(view.prompt)
+            assert (view.id, view.gold) == (row.id, EXPECTED[row.id][1])
+            pair = row.extra["pair"]
+            assert pair.gold is None and not pair.extra and row.hide_gold().gold is None
+    plain = load(path, suffix=" go", held_out_fraction=0.2)
+    assert by_id(plain) == by_id(task) and not any(row.extra for row in plain.train)
+
+
+def test_a_row_is_over_long_where_either_wording_is(tmp_path, load):
+    lengths = [(3, 4), (50, 4), (4, 50), (50, 50), (5, 5)]
+    records = [{"question": "x" * a, "answer": 1, "other": "y" * b} for a, b in lengths]
+    path = jsonl(tmp_path / "d.jsonl", records)
+    options = {"rephrased_column": "other", "held_out_fraction": 0}
+    task = load(path, max_prompt_tokens=10, **options)
+    assert [r.id for r in task.train] == [0, 4] and task.counts["prompt_too_long"] == 3
+    assert [r.prompt for r in with_views(task.train)] == ["xxx", "yyyy", "xxxxx", "yyyyy"]
+    with pytest.raises(UserError, match=r"every row has one wording .* max_prompt_tokens=10"):
+        load(jsonl(tmp_path / "e.jsonl", records[1:3]), max_prompt_tokens=10, **options)
+    with pytest.raises(UserError, match=r"column 'other': all 1 prompts are longer"):
+        load(jsonl(tmp_path / "f.jsonl", records[2:3]), max_prompt_tokens=10, **options)
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"question": "q", "answer": 1}, "no column 'other'.*--task.rephrased-column"),
+        ({"question": "q", "answer": 1, "other": None}, "'other' is None, not a text"),
+        ({"question": "q", "answer": 1, "other": " "}, "'other' is ' ', not a text"),
+    ],
+)
+def test_a_missing_wording_is_named(tmp_path, load, record, said):
+    path = jsonl(tmp_path / "d.jsonl", [REPHRASED[0], record])
+    with pytest.raises(UserError, match=f"line 2.*{said}"):
+        load(path, rephrased_column="other")
+
+
+def test_the_questions_own_column_is_no_other_wording():
+    with pytest.raises(UserError, match="rephrased_column='question' is the question's own"):
+        DataConfig("gone.jsonl", rephrased_column="question")
+
+
+def test_both_wordings_of_a_question_stay_on_one_side(tmp_path, load):
+    """Sums in both orders, as rows and as wordings of each other, and one chain of three rows."""
+    pairs = [(a, b) for a in range(5) for b in range(a + 1, 5)]
+    rows = [(f"{a}+{b}", f"{b}+{a}") for p in pairs for a, b in (p, p[::-1])]
+    rows += [("p", "q"), ("r", "q"), ("r", "s")]
+    path = jsonl(tmp_path / "d.jsonl", [{"question": q, "answer": 1, "o": o} for q, o in rows])
+    for seed in range(8):
+        task = load(path, rephrased_column="o", held_out_fraction=0.3, held_out_seed=seed)
+        sides = [
+            {p for r in part for p in (r.prompt, r.extra["pair"].prompt)}
+            for part in (task.train, task.held_out)
+        ]
+        assert not sides[0] & sides[1]
+        assert len(task.held_out) in (6, 7) and len(task.train) + len(task.held_out) == 23
+    # A held-out file takes both: the row that asks its question, and the one that rewords to it.
+    test = jsonl(tmp_path / "t.jsonl", [{"question": "1+0", "answer": 1}])
+    task = load(path, rephrased_column="o", held_out_path=str(test))
+    assert task.counts["also_in_held_out"] == 2 and len(task.held_out) == 1
+    assert not {"0+1", "1+0"} & {r.prompt for r in task.train}
 
 
 def test_over_long_prompts_are_counted_over_both_sets(tmp_path, load):

@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.judges.answers import extract
+from selfevolve_jax.judges.paired import with_views
+from selfevolve_jax.tasks import sums
 from selfevolve_jax.tasks.sums import ANSWER, SumsConfig, load_task, response_tokens
 
 QUESTION = re.compile(r"What is (\d+) (plus|times) (\d+)\?")
@@ -65,6 +67,41 @@ def test_rows_are_a_function_of_the_seed(task, char_tokenizer):
     again, other = (load_task(SumsConfig(), char_tokenizer(), seed=s) for s in (3, 4))
     assert again.train == task.train and again.held_out == task.held_out
     assert {r.id for r in other.held_out} != {r.id for r in task.held_out}
+
+
+@pytest.mark.parametrize("operation", ["addition", "multiplication"])
+def test_the_other_view_is_the_other_order(operation, char_tokenizer):
+    """For every row of both sides: numbers swapped, all else the same; and no gold rides along."""
+    task = load_task(SumsConfig(operation), char_tokenizer(), seed=3)
+    for rows in (task.train, task.held_out):
+        both = with_views(rows)
+        assert both[::2] == rows and len(both) == 2 * len(rows)
+        by_id = {row.id: row for row in rows}
+        for row, view in zip(rows, both[1::2], strict=True):
+            *shown, (a, b) = numbers(row.prompt)
+            assert numbers(view.prompt) == [*shown, (b, a)]
+            assert (view.id, view.gold) == (row.id, row.gold)
+            assert view.prompt_tokens == by_id[(b - 1) * 9 + a - 1].prompt_tokens
+            pair = row.extra["pair"]
+            assert pair.gold is None and not pair.extra
+        assert not any(row.hide_gold().extra for row in both)
+    assert any(len(set(numbers(row.prompt)[-1])) == 1 for row in task.train)  # 3 plus 3 was there
+
+
+def test_an_order_that_is_over_long_leaves_the_other_without_a_view(char_tokenizer, monkeypatch):
+    """The paired vote then names the row, rather than pairing it with something else."""
+    real = sums.tokenize_rows
+
+    def without_first(tokenizer, problems, **options):
+        rows, dropped = real(tokenizer, problems, **options)
+        return [row for row in rows if row.id != 1], dropped  # 1 plus 2
+
+    monkeypatch.setattr(sums, "tokenize_rows", without_first)
+    task = load_task(SumsConfig(shots=0), char_tokenizer(), seed=0)
+    (alone,) = (row for row in (*task.train, *task.held_out) if row.id == 9)  # 2 plus 1
+    assert numbers(alone.prompt) == [(2, 1)]
+    with pytest.raises(UserError, match="row 9 has no rephrased question"):
+        with_views([alone])
 
 
 def test_a_line_ends_a_response(char_tokenizer):
