@@ -137,7 +137,7 @@ def write_samples(
         path, stale, data = zipped, plain, gzip.compress(data, compresslevel=6, mtime=0)
     else:
         path, stale = plain, zipped
-    _write_bytes_atomic(path, data)
+    write_bytes_atomic(path, data)
     stale.unlink(missing_ok=True)  # left by an earlier life of a resumed run
     return path
 
@@ -186,7 +186,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     Raises DiskError, naming the path and the reason, when the disk is full or read-only, the quota
     is spent or permission is missing.
     """
-    _write_bytes_atomic(epath.Path(path), text.encode())
+    write_bytes_atomic(epath.Path(path), text.encode())
 
 
 def jsonable(obj: Any) -> Any:
@@ -326,7 +326,8 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
-def _write_bytes_atomic(path: epath.Path, data: bytes) -> None:
+def write_bytes_atomic(path: epath.Path, data: bytes) -> None:
+    """`write_text_atomic` for bytes."""
     with disk_errors(path):
         if is_remote(path):
             path.write_bytes(data)
