@@ -40,7 +40,7 @@ def quickstart() -> SRTRecipe:
 
     selfevolve srt quickstart
     """
-    return SRTRecipe(trainer=_small_trainer(100, 1e-4, max_new_tokens=6))
+    return SRTRecipe(trainer=_small_trainer(75, 1e-4, max_new_tokens=6))
 
 
 def collapse() -> SRTRecipe:
