@@ -10,8 +10,9 @@ REFERENCE steps, which are still the base policy's:
               own lengths (of at least 2% of them): the shortcut is learnt before it takes over.
               Responses that the limit cut off are left out, since learning to end is no collapse; a
               longer response is no sign, since learning to reason makes them longer.
-    alike     the share of rows with a response of their own fell by ALIKE.
-    answers   the entropy of all votes, pooled over prompts, fell by ANSWERS of its highest mean.
+    alike     the share of rows with a response of their own fell by ALIKE and by what chance explains.
+    answers   the entropy of all votes, pooled over prompts, fell by ANSWERS of its highest mean and by
+              what chance explains.
     noise     the policy's entropy rose by half, and by NOISE nats, above its lowest mean, while the
               votes are all but unanimous: the end state of arXiv 2505.21444, noise plus one answer.
     foreign   what is sampled has become less likely to the base: its mean negative log-likelihood there
@@ -21,6 +22,9 @@ REFERENCE steps, which are still the base policy's:
               earliest sign, and only there where trainer.grpo.kl_coef is above 0.
     drift     the KL to the base exceeds DRIFT nats a token (the paper's figure goes from 0.05 to 1.9);
               under the same condition.
+
+With few prompts a step both shares move by chance: what it explains is three standard errors of the
+difference of two windows, from the size of the changes between steps.
 
 The alarm fires when any sign shows for HOLD steps in a row. Thresholds were set on eight pairs of runs
 of chained arithmetic (docs/design.md), that of foreign on three more of the recipe replicate. The
@@ -92,10 +96,11 @@ def _signs(history: Sequence[Step]) -> tuple[str, ...]:
         found.append(f"responses became shorter, from {start:.1f} to {now:.1f} tokens")
     distinct = _column(history, DISTINCT)
     start, now = _mean(distinct[:REFERENCE]), _mean(distinct[-WINDOW:])
-    if start - now >= ALIKE:
+    if start - now >= ALIKE + _chance(distinct):
         found.append(f"prompts share responses, distinct ones fell from {start:.2f} to {now:.2f}")
-    means = _window_means(_column(history, ANSWER_ENTROPY))
-    if means.max() - means[-1] >= ANSWERS * means.max() > 0:
+    entropy = _column(history, ANSWER_ENTROPY)
+    means = _window_means(entropy)
+    if means.max() - means[-1] >= ANSWERS * means.max() + _chance(entropy) > 0:
         found.append(
             f"answers became alike, their entropy fell from {means.max():.2f} to {means[-1]:.2f}"
         )
@@ -119,6 +124,13 @@ def _column(history: Sequence[Step], name: str) -> np.ndarray:
 
 def _window_means(column: np.ndarray, window: int = WINDOW) -> np.ndarray:
     return np.lib.stride_tricks.sliding_window_view(column, window).mean(axis=1)
+
+
+def _chance(column: np.ndarray) -> float:
+    """Three standard errors of the difference of two windows' means. The spread of a step is taken from
+    the median change between steps, which a fall of some steps does not move."""
+    step = float(np.median(np.abs(np.diff(column)))) / 0.954  # of a normal: sqrt(2) * 0.6745
+    return 3 * step * math.sqrt(2 / WINDOW)
 
 
 def _mean(values: np.ndarray) -> float:

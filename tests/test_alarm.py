@@ -90,6 +90,24 @@ def test_foreign_is_measured_from_the_lowest_and_not_from_the_base():
     assert fires_at(small) is None
 
 
+@pytest.mark.parametrize(
+    ("name", "high", "low"), [("response__distinct", 1.0, 0.8), ("judge__answer_entropy", 2.3, 1.6)]
+)
+def test_what_chance_explains_is_no_sign(name, high, low):
+    """Three low steps in a row among steps that swing as widely anyway, as with few prompts a step;
+    the same three after steady ones are a fall."""
+    swing = [high if step % 2 else low for step in range(21)]
+    fell = {16, 17, 18}
+    noisy = [
+        HEALTHY | {name.replace("__", "/"): low if step in fell else swing[step]}
+        for step in range(1, 21)
+    ]
+    assert fires_at(noisy) is None
+    steady = history(**{name: lambda s: low if s > 15 else high})
+    steady = [s | {name.replace("__", "/"): high} if s["step"] < 7 else s for s in steady]
+    assert fires_at(steady) is not None
+
+
 def test_noise_counts_under_agreement_only():
     noisy = {"policy__entropy": lambda s: 0.8}
     assert fires_at(history(**noisy)) is None

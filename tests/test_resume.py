@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -37,6 +38,11 @@ TINY = (
 )
 # π_old and π_ref are then state of their own: scored before the update, held from the start.
 OFF_POLICY = "--trainer.grpo.kl-coef 0.1 --trainer.grpo.minibatches 2"
+# What the cures carry from step to step: a teacher, the stream's position, what both ends go by.
+CURES = (
+    "--trainer.teacher-decay 0.9 --trainer.vote-threshold 0.3 --trainer.resample 2 "
+    "--trainer.early-stop.patience 9 --trainer.grpo.kl-coef 0.001"
+)
 
 
 def arrays(step_folder):
@@ -148,8 +154,8 @@ def command(tmp_path_factory):
         "PYTHONUNBUFFERED": "1",
     }
 
-    def start(folder, *options):
-        arguments = ("srt", "quickstart", *TINY.split(), "--run-dir", str(folder), *options)
+    def start(folder, *options, recipe="quickstart"):
+        arguments = ("srt", recipe, *TINY.split(), "--run-dir", str(folder), *options)
         return subprocess.Popen(
             [sys.executable, "-m", "launch.cli", *arguments],
             cwd=ROOT,
@@ -182,7 +188,9 @@ def lines_in(file):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.parametrize(
-    "options", [[], OFF_POLICY.split()], ids=["on-policy", "minibatches-and-kl"]
+    "options",
+    [[], OFF_POLICY.split(), CURES.split()],
+    ids=["on-policy", "minibatches-and-kl", "cures"],
 )
 def test_killed_three_times_and_resumed(command, tmp_path, options):
     """SIGKILL after a random step, in the middle of a checkpoint, and after another random step."""
@@ -213,6 +221,36 @@ def test_killed_three_times_and_resumed(command, tmp_path, options):
     assert_same_run(arm, reference / "arms" / "srt")
     one, other = (run_dir.read_summary(run)["arms"] for run in (killed, reference))
     assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_replication_killed_while_it_labels_and_while_it_trains(command, tmp_path):
+    """SIGKILL amid the labels of the first seed, and amid an arm of the second."""
+    reference, killed = tmp_path / "reference", tmp_path / "killed"
+    options = ("--seeds", "2", "--arms", "offline", "srt", "--labels.samples", "64")
+    start = partial(command, recipe="replicate")
+    finish(start(reference, *options))
+    last = killed / "seed1" / "arms" / "srt"
+    moments = [
+        lambda: (killed / "seed0" / "labels" / "part_00001.jsonl").exists(),
+        lambda: lines_in(last / run_dir.METRICS) > 5,
+    ]
+    resume = []
+    for moment in moments:
+        process = start(killed, *options, *resume)
+        watch(process, moment)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        resume = ["--resume"]
+    finish(start(killed, *options, *resume))
+    for seed in ("seed0", "seed1"):
+        one, other = (run / seed / "labels" for run in (killed, reference))
+        for file in sorted(p.name for p in other.glob("*.jsonl")):
+            assert (one / file).read_bytes() == (other / file).read_bytes()
+        for arm in ("offline", "srt"):
+            assert_same_run(*(run / seed / "arms" / arm for run in (killed, reference)))
 
 
 @pytest.mark.slow

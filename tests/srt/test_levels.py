@@ -227,6 +227,7 @@ def test_a_finished_climb_is_resumed_without_work(finished, monkeypatch, capsys)
     assert capsys.readouterr().out.rstrip().splitlines()[-3:] == climb(RECIPE, again).splitlines()
 
 
+@pytest.mark.slow
 def test_a_killed_climb_ends_as_an_undisturbed_one(finished, monkeypatch, tmp_path):
     """Killed in the middle of a stage; then the rest of SRT's chain; the control is added last."""
     _, summary, seen = finished
