@@ -76,7 +76,9 @@ def without_image_token(logits: jax.Array, cfg: ModelConfig) -> jax.Array:
     if cfg.vision is None:
         return logits
     image = jnp.arange(logits.shape[-1]) == cfg.vision.image_token
-    return jnp.where(image, -1e9, logits)  # finite, as an entropy multiplies it by its probability 0
+    return jnp.where(
+        image, -1e9, logits
+    )  # finite, as an entropy multiplies it by its probability 0
 
 
 def draw(logprobs_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
