@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,41 @@ def decode(tokenizer: Any, samples: Samples) -> list[list[str]]:
     return [texts[r * G : (r + 1) * G] for r in range(R)]
 
 
+def sampler(
+    params: Params,
+    model: ModelConfig,
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    key: jax.Array,
+    max_new_tokens: int,
+    mesh: jax.sharding.Mesh,
+    rollout: RolloutConfig,
+) -> Callable[[int, Sampling], tuple[list[list[str]], Samples]]:
+    """draw(n, sampling): n samples of every row, as texts and as they were drawn. What the rows show is
+    encoded once for all draws."""
+    seen = encode_images(params, rows, task.images, model, mesh)
+
+    def draw(n: int, sampling: Sampling) -> tuple[list[list[str]], Samples]:
+        drawn = generate(
+            params,
+            [row.prompt_tokens for row in rows],
+            [row.id for row in rows],
+            n,
+            key,
+            sampling,
+            max_new_tokens=max_new_tokens,
+            stop_tokens=task.stop_tokens,
+            cfg=model,
+            mesh=mesh,
+            config=rollout,
+            images=seen,
+        )
+        return decode(task.tokenizer, drawn), drawn
+
+    return draw
+
+
 def score(
     params: Params,
     model: ModelConfig,
@@ -61,24 +96,16 @@ def score(
     rollout: RolloutConfig,
 ) -> Scores:
     """Draws k samples and one greedy text for every row, and grades them against gold."""
-    seen = encode_images(params, rows, task.images, model, mesh)
+    draw = sampler(
+        *(params, model, task, rows),
+        key=key,
+        max_new_tokens=max_new_tokens,
+        mesh=mesh,
+        rollout=rollout,
+    )
 
     def run(samples: int, sampling: Sampling) -> tuple[list[list[str]], Grades]:
-        drawn = generate(
-            params,
-            [row.prompt_tokens for row in rows],
-            [row.id for row in rows],
-            samples,
-            key,
-            sampling,
-            max_new_tokens=max_new_tokens,
-            stop_tokens=task.stop_tokens,
-            cfg=model,
-            mesh=mesh,
-            config=rollout,
-            images=seen,
-        )
-        texts = decode(task.tokenizer, drawn)
+        texts, _ = draw(samples, sampling)
         return texts, grade(rows, texts, task.answer, equivalence)
 
     texts, grades = run(k, sampling)

@@ -28,12 +28,11 @@ from models.config import ModelConfig
 from models.decoder import Params
 from selfevolve_jax import run_dir, sharding
 from selfevolve_jax.errors import DiskError, UserError
-from selfevolve_jax.evaluate import decode
+from selfevolve_jax.evaluate import sampler
 from selfevolve_jax.judges.answers import extract
 from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.judges.tally import equal_to, tally
-from selfevolve_jax.rollout.engine import RolloutConfig, Samples, generate
-from selfevolve_jax.rollout.prompt_images import encode_images
+from selfevolve_jax.rollout.engine import RolloutConfig, Samples
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.tasks.base import Row, Task
 
@@ -114,25 +113,13 @@ def draw(
         # The last part is filled up to the others' size, so that nothing compiles for it alone. A
         # row that comes again takes nothing from its first, and is dropped below.
         filled = [*part, *[part[-1]] * (size - len(part))]
-        seen = encode_images(params, filled, task.images, model, mesh)
-
-        def run(n: int, how: Sampling) -> tuple[list[list[str]], Samples]:
-            found = generate(
-                params,
-                [row.prompt_tokens for row in filled],
-                [row.id for row in filled],
-                n,
-                key,
-                how,
-                max_new_tokens=max_new_tokens,
-                stop_tokens=task.stop_tokens,
-                cfg=model,
-                mesh=mesh,
-                config=rollout,
-                images=seen,
-            )
-            return decode(task.tokenizer, found), found
-
+        run = sampler(
+            *(params, model, task, filled),
+            key=key,
+            max_new_tokens=max_new_tokens,
+            mesh=mesh,
+            rollout=rollout,
+        )
         many = run(samples, sampling)
         one = run(1, Sampling(temperature=0.0)) if greedy else None
         return _records(part, many, one, task, equivalence)

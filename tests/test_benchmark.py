@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from selfevolve_jax import bootstrap, sampling_job
+from selfevolve_jax import bootstrap, evaluate, sampling_job
 from selfevolve_jax.benchmark import benchmark
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.rollout.engine import RolloutConfig
@@ -52,7 +52,7 @@ def run(monkeypatch, tiny, mesh1):
         )
 
     run.dies_at, run.calls = None, calls
-    monkeypatch.setattr(sampling_job, "generate", generate)
+    monkeypatch.setattr(evaluate, "generate", generate)
     return run
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selfevolve_jax import labels, run_dir, sampling_job
+from selfevolve_jax import evaluate, labels, run_dir, sampling_job
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.judges.vote import majority_vote
@@ -47,7 +47,7 @@ def label(monkeypatch, tiny, mesh1):
         )
 
     label.dies_at, label.calls = None, calls
-    monkeypatch.setattr(sampling_job, "generate", generate)
+    monkeypatch.setattr(evaluate, "generate", generate)
     return label
 
 

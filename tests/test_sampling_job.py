@@ -9,7 +9,7 @@ import pytest
 
 from models import decoder
 from models.params import shapes
-from selfevolve_jax import run_dir, sampling_job, sharding, state
+from selfevolve_jax import evaluate, run_dir, sampling_job, sharding, state
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.rollout.sampling import Sampling
@@ -42,7 +42,7 @@ def engine(monkeypatch):
         return calls
 
     engine.dies_at = None
-    monkeypatch.setattr(sampling_job, "generate", generate)
+    monkeypatch.setattr(evaluate, "generate", generate)
     return engine
 
 
@@ -76,7 +76,7 @@ def test_a_record_by_hand(engine, draw, monkeypatch):
     texts = [["3.", "3.", "14.", "="], ["8.", "1.", "1.", "8."], ["", "+", "0", "1"]]
     greedy = [["3."], ["1."], ["7"]]
     monkeypatch.setattr(
-        sampling_job,
+        evaluate,
         "generate",
         lambda p, q, r, n, *_, **__: samples_of(texts if n > 1 else greedy),
     )

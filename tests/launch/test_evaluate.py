@@ -8,7 +8,7 @@ import pytest
 from launch import evaluate as command
 from launch import problems
 from launch.cli import main
-from selfevolve_jax import run_dir, sampling_job
+from selfevolve_jax import evaluate, run_dir, sampling_job
 from selfevolve_jax.labels import read_labels
 from selfevolve_jax.suites import SUITES
 from tests.launch.test_cli import finished, place, refused, says, texts_policy, tree
@@ -144,7 +144,7 @@ def test_label_labels_the_runs_own_training_rows(finished, place, capsys, monkey
     monkeypatch.setattr(sampling_job, "SAMPLES_A_PART", 16)
     main(["label", arm, "--out", "whole", *settings])
     shown = capsys.readouterr().out
-    generate, calls = sampling_job.generate, []
+    generate, calls = evaluate.generate, []
 
     def dying(*arguments, **options):
         calls.append(0)
@@ -153,7 +153,7 @@ def test_label_labels_the_runs_own_training_rows(finished, place, capsys, monkey
         return generate(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling_job, "generate", dying)
+        patch.setattr(evaluate, "generate", dying)
         refused(capsys, "label", arm, "--out", "killed", *settings, code=130)
     main(["label", arm, "--out", "killed", *settings])
     for name in ("labels.jsonl", "part_00000.jsonl", "part_00002.jsonl"):
