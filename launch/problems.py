@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from selfevolve_jax import checkpoint, run_dir, sharding, suites
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.mm_upt.drawn import Drawn
 from selfevolve_jax.mm_upt.run import load_task as load_pictures
 from selfevolve_jax.pretrained import source
 from selfevolve_jax.rollout.engine import RolloutConfig
@@ -24,6 +25,7 @@ from selfevolve_jax.tasks import dataset
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.tasks.base import Row, Task
 from selfevolve_jax.tasks.dataset import DataConfig
+from selfevolve_jax.tasks.easy_vqa import EasyVQAConfig
 from selfevolve_jax.tasks.gym import GymConfig
 from selfevolve_jax.tasks.pictures import PicturesConfig
 from selfevolve_jax.tasks.sums import SumsConfig
@@ -107,7 +109,7 @@ def load(options: Problems, own: Literal["train", "held_out"]) -> Asked:
     policy = source.load_policy(name, mesh, dtype=options.dtype)
     config: Any = task_config(stored["task"]) if data is None else data
     if data is None:
-        if isinstance(config, PicturesConfig):
+        if isinstance(config, Drawn):
             task = load_pictures(config, policy, stored["seed"])
         else:
             task = load_task(config, policy, stored["seed"])
@@ -147,7 +149,7 @@ def _retold(message: str, options: Problems) -> str:
 
 def task_config(
     stored: dict,
-) -> ArithmeticConfig | DataConfig | GymConfig | PicturesConfig | SumsConfig:
+) -> ArithmeticConfig | DataConfig | GymConfig | Drawn | SumsConfig:
     """A task's config as it was read back from config.json."""
     if "kinds" in stored:
         return PicturesConfig(**{**stored, "kinds": tuple(stored["kinds"])})
@@ -155,4 +157,6 @@ def task_config(
         return ArithmeticConfig(**{**stored, "numbers": tuple(stored["numbers"])})
     if "operation" in stored:
         return SumsConfig(**stored)
-    return DataConfig(**stored) if "path" in stored else GymConfig(**stored)
+    if "path" in stored:
+        return DataConfig(**stored)
+    return GymConfig(**stored) if "name" in stored else EasyVQAConfig(**stored)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from models.config import ModelConfig
-from selfevolve_jax import run_dir, sampling_job, state
+from selfevolve_jax import evaluate, run_dir, sampling_job, state
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.filters import FilterConfig
 from selfevolve_jax.labels import Label, label_rows, with_labels
@@ -200,8 +200,8 @@ def write(monkeypatch, tiny, mesh1, source):
         )
 
     write.dies_at, write.calls = None, calls
-    monkeypatch.setattr(sampling_job, "generate", generate)
-    monkeypatch.setattr(sampling_job, "encode_images", lambda *_: None)
+    monkeypatch.setattr(evaluate, "generate", generate)
+    monkeypatch.setattr(evaluate, "encode_images", lambda *_: None)
     return write
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from selfevolve_jax.trainer_config import TrainerConfig
 
@@ -10,10 +11,12 @@ from selfevolve_jax.trainer_config import TrainerConfig
 @dataclass(frozen=True)
 class Arm:
     """judge: by its name in `judges.registry`. filtered: rows whose majority fraction is under the
-    recipe's `filter_below` leave the loss."""
+    recipe's `filter_below` leave the loss. questions: it trains on questions that the base policy wrote
+    in this way (`synthetic`), in place of the task's."""
 
     judge: str
     filtered: bool = False
+    questions: Literal["direct", "in_context"] | None = None
 
 
 # The arms that use gold.
@@ -25,6 +28,8 @@ ARMS = {
     "supervised": Arm("ground_truth"),
     "random": Arm("random"),
     "filter": Arm("majority", filtered=True),
+    "direct": Arm("majority", questions="direct"),
+    "in_context": Arm("majority", questions="in_context"),
 }
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -13,33 +14,35 @@ from jax.sharding import Mesh
 from selfevolve_jax import checkpoint, made_base, sft
 from selfevolve_jax.grpo.batch import Batch
 from selfevolve_jax.images import preprocess
+from selfevolve_jax.mm_upt.drawn import Drawn, module
 from selfevolve_jax.mm_upt.recipe import BaseConfig
-from selfevolve_jax.tasks import pictures
+from selfevolve_jax.tasks import easy_vqa, pictures
 from selfevolve_jax.tasks.base import Task
-from selfevolve_jax.tasks.pictures import PicturesConfig
+from selfevolve_jax.tasks.easy_vqa import EasyVQAConfig
 
 _SOURCES = (
     *made_base.SOURCES,
     *("grpo/batch.py", "images.py", "rollout/buckets.py"),
-    *("tasks/drawings.py", "tasks/pictures.py", "mm_upt/base.py"),
+    *("tasks/drawings.py", "tasks/pictures.py", "tasks/easy_vqa.py", "mm_upt/base.py"),
 )
 
 
-def content_hash(config: BaseConfig, shown: PicturesConfig, task: Task, seed: int) -> str:
+def content_hash(config: BaseConfig, shown: Drawn, task: Task, seed: int) -> str:
     """Names a base by everything that decides its weights, the held-out pictures it must not see among
     it."""
     told = {
         "config": dataclasses.asdict(config),
-        "kinds": shown.kinds,
+        "shown": [type(shown).__name__, *getattr(shown, "kinds", ())],
         "seed": seed,
         "held_out": sorted(pictures.shown_by(task.held_out)),
     }
-    return made_base.content_hash(told, _SOURCES, ("pillow",))
+    packages = ("pillow", "easy-vqa") if isinstance(shown, EasyVQAConfig) else ("pillow",)
+    return made_base.content_hash(told, _SOURCES, packages)
 
 
 def get_base(
     config: BaseConfig,
-    shown: PicturesConfig,
+    shown: Drawn,
     task: Task,
     seed: int,
     mesh: Mesh,
@@ -57,26 +60,46 @@ def get_base(
         seed,
         mesh,
         say,
-        f"{config.steps} steps of {config.batch} noisy answers about {config.drawings:,} drawings",
+        f"{config.steps} steps of noisy answers about {config.batch} of {config.drawings:,} pictures",
     )
 
 
-def batches(config: BaseConfig, shown: PicturesConfig, task: Task, seed: int) -> Iterator[Batch]:
-    """`config.steps` batches, of drawings that the task does not hold out."""
+def batches(config: BaseConfig, shown: Drawn, task: Task, seed: int) -> Iterator[Batch]:
+    """`config.steps` batches, of pictures that the task does not hold out."""
     vision, images = config.model.vision, task.images
     assert vision is not None and images is not None
     rng = np.random.default_rng([seed, 3])
-    avoid = pictures.shown_by(task.held_out)
-    drawings = pictures.new_drawings(rng, shown, config.drawings, config.hard, avoid)
-    length = pictures.longest_example(config.asking > 0, vision)
-    for _ in range(config.steps):
-        examples = pictures.noisy_examples(rng, drawings, config.noise, config.batch, config.asking)
-        pairs = [
-            (
-                pictures.prompt_tokens(example.text, task.tokenizer, vision, images),
-                task.tokenizer.encode(example.response, add_special_tokens=False),
-            )
-            for example in examples
-        ]
-        seen = [[preprocess(example.drawing.image, images, vision)] for example in examples]
-        yield sft.supervised_batch(pairs, length, seen, vision)
+    made: Any = module(shown)
+    if isinstance(shown, EasyVQAConfig):
+        drawings = first = easy_vqa.warm_start(config.drawings)
+    else:
+        avoid = pictures.shown_by(task.held_out)
+        drawings = pictures.new_drawings(rng, shown, config.drawings, config.hard, avoid)
+        first = [drawing for drawing in drawings if drawing.kind == shown.kinds[0]]
+    prompt = made.prompt_tokens("", task.tokenizer, vision, images)
+    room = config.row_tokens - len(prompt)
+    for step in range(config.steps):
+        pool = first if step < config.first_kind else drawings
+        noise = config.noise if step >= config.clean * config.steps else 0.0
+        picked = [pool[i] for i in rng.integers(len(pool), size=config.batch)]
+        rows = []
+        for drawing in picked:
+            examples = made.noisy_examples(rng, drawing, noise, config.asking)
+            rows.append((prompt, _fitting(examples, task.tokenizer, room)))
+        seen = [[preprocess(drawing.image, images, vision)] for drawing in picked]
+        yield sft.supervised_batch(rows, config.row_tokens, seen, vision)
+
+
+def _fitting(
+    examples: Iterator[pictures.Example], tokenizer: Any, room: int
+) -> list[tuple[list[int], list[int]]]:
+    """The (text, response) tokens of the first examples, up to one that has no room."""
+    found = []
+    for example in examples:
+        texts = [example.text, example.response]
+        text, response = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        room -= len(text) + len(response)
+        if room < 0:
+            break
+        found.append((text, response))
+    return found

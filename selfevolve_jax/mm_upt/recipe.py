@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 
 from models.config import ModelConfig
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.filters import FilterConfig
 from selfevolve_jax.grpo.config import GRPOConfig
 from selfevolve_jax.mm_upt.arms import ARMS
+from selfevolve_jax.mm_upt.drawn import Drawn, module
 from selfevolve_jax.optimizer import OptimizerConfig
-from selfevolve_jax.rollout.sampling import Sampling
+from selfevolve_jax.rollout.sampling import Sampling, check_sampling
 from selfevolve_jax.sharding import MeshConfig
 from selfevolve_jax.starting_point import CheckpointConfig
 from selfevolve_jax.tasks import pictures
 from selfevolve_jax.tasks.dataset import DataConfig
+from selfevolve_jax.tasks.easy_vqa import EasyVQAConfig
 from selfevolve_jax.tasks.pictures import PicturesConfig
 from selfevolve_jax.trainer_config import TrainerConfig
 
@@ -45,34 +48,41 @@ PUBLISHED = TrainerConfig(
 @dataclass(frozen=True)
 class BaseConfig:
     """A base policy that is made on the spot: a tiny model of the Qwen2.5-VL architecture, and
-    supervised learning from noisy labels of the pictures task.
+    supervised learning from noisy labels of its task.
 
-    drawings: how many it learns from, each asked about again and again. noise: probability that a step
-    is replaced by a random value. hard: the part of the drawings that is faint. asking: the part of the
-    examples that teach it to write questions (`pictures.DIRECT`, `IN_CONTEXT`).
+    drawings: how many pictures it learns from, each asked about again and again. noise: probability
+      that a step is replaced by a random value, in the labels of the last part of the steps.
+    clean: the first part of the steps, whose labels are right: a model of this size learns to look
+      before it learns to err. first_kind: so many steps show the task's first kind alone.
+    hard: the part of the drawings that is faint.
+    asking: the part of the examples that teach it to write questions (DIRECT, IN_CONTEXT).
+    batch: pictures a step. row_tokens: of a picture and as many examples about it as fit.
     """
 
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
             vocab_size=pictures.VOCABULARY,
-            d_model=128,
-            n_layers=2,
+            d_model=96,
+            n_layers=3,
             n_heads=4,
             n_kv_heads=2,
-            head_dim=32,
-            d_ff=384,
+            head_dim=24,
+            d_ff=192,
             qkv_bias=True,
-            mrope_sections=(4, 6, 6),
+            mrope_sections=(4, 4, 4),
             vision=pictures.VISION,
-            unroll=2,
+            unroll=3,
         )
     )
     drawings: int = 12_000
-    noise: float = 0.15
+    noise: float = 0.1
+    clean: float = 0.8
+    first_kind: int = 220
     hard: float = 0.0
     asking: float = 0.15
-    steps: int = 1200
-    batch: int = 64
+    steps: int = 1300
+    batch: int = 16
+    row_tokens: int = 104
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=2e-3,
@@ -84,7 +94,7 @@ class BaseConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("noise", "hard", "asking"):
+        for name in ("noise", "clean", "hard", "asking"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"policy.{name}={getattr(self, name)} must be in [0, 1].")
         for name in ("drawings", "steps", "batch"):
@@ -100,19 +110,67 @@ class BaseConfig:
 
 
 @dataclass(frozen=True)
+class QuestionsConfig:
+    """The questions that the base policy writes for the arms `direct` and `in_context`, before any
+    training.
+
+    per_image: texts a prompt. images: only the first so many training rows are written from, all if
+    None. max_new_tokens: of a text; those of the trainer if None. sampling: of the texts; the trainer's
+    is that of answers. vote_low, vote_high: the base answers the written questions too, as often as a
+    training step does, and those whose majority fraction lies outside are dropped; without both there
+    is no such vote. filters: what else is dropped.
+    """
+
+    per_image: int = 1
+    images: int | None = None
+    max_new_tokens: int | None = None
+    vote_low: float | None = None
+    vote_high: float | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    filters: FilterConfig = field(default_factory=FilterConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("per_image", "images", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"questions.{name}={value} must be at least 1.")
+        low, high = self.votes or (0.0, 1.0)
+        if not 0 <= low <= high <= 1:
+            raise UserError(
+                f"questions.vote_low={self.vote_low} and questions.vote_high={self.vote_high}: give "
+                "0 <= low <= high <= 1, such as 0.3 and 0.95."
+            )
+        check_sampling(self.sampling)
+        if self.sampling.temperature == 0 and self.per_image > 1:
+            raise UserError(
+                f"questions.sampling.temperature=0 writes one question questions.per_image="
+                f"{self.per_image} times. Use 1."
+            )
+
+    @property
+    def votes(self) -> tuple[float, float] | None:
+        """The lowest and the highest majority fraction that stays; None where no vote is asked for."""
+        if self.vote_low is None and self.vote_high is None:
+            return None
+        return self.vote_low or 0.0, 1.0 if self.vote_high is None else self.vote_high
+
+
+@dataclass(frozen=True)
 class MMUPTRecipe:
     """One MM-UPT experiment: questions about pictures, a policy to start from, and arms (`arms.ARMS`).
 
     min_pixels, max_pixels: the area that a picture is resized into; as the policy has it if None.
     filter_below: the majority fraction under which the arm `filter` leaves a question out.
+    questions: what the arms `direct` and `in_context` train on.
     """
 
-    task: PicturesConfig | DataConfig = field(default_factory=PicturesConfig)
+    task: Drawn | DataConfig = field(default_factory=PicturesConfig)
     policy: BaseConfig | CheckpointConfig = field(default_factory=BaseConfig)
     trainer: TrainerConfig = PUBLISHED
     min_pixels: int | None = None
     max_pixels: int | None = None
     filter_below: float = 0.6
+    questions: QuestionsConfig = field(default_factory=QuestionsConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     arms: tuple[str, ...] = ("mm_upt", "random")
     seed: int = 0
@@ -127,21 +185,48 @@ class MMUPTRecipe:
             raise UserError(f"seed={self.seed} must not be negative.")
         if not 0 < self.filter_below <= 1:
             raise UserError(f"filter_below={self.filter_below} must be above 0 and at most 1.")
-        drawn, made = isinstance(self.task, PicturesConfig), isinstance(self.policy, BaseConfig)
-        if made and not drawn:
+        drawn = None if isinstance(self.task, DataConfig) else module(self.task)
+        if isinstance(self.policy, BaseConfig):
+            if drawn is None:
+                raise UserError(
+                    "policy is a base made for a task of drawn pictures, but the task is a data set. "
+                    "Give a trained one: --policy.path CHECKPOINT."
+                )
+            longest = drawn.longest_example(self.policy.asking > 0)
+            if self.policy.row_tokens < longest:
+                raise UserError(
+                    f"policy.row_tokens={self.policy.row_tokens} has no room for a picture and the "
+                    f"longest example about it, which take {longest}. Use {longest} or more."
+                )
+            for name in ("hard", "first_kind"):
+                value = getattr(self.policy, name)
+                if value > 0 and isinstance(self.task, EasyVQAConfig):
+                    raise UserError(
+                        f"policy.{name}={value}: easy-vqa has neither faint pictures nor kinds of "
+                        f"them. Use --policy.{name.replace('_', '-')} 0."
+                    )
+        if drawn and self.trainer.max_new_tokens < drawn.LONGEST_RESPONSE:
             raise UserError(
-                "policy is a base made for the pictures task, but the task is "
-                f"{type(self.task).__name__}. Give a trained one: --policy.path CHECKPOINT."
+                f"trainer.max_new_tokens={self.trainer.max_new_tokens} cuts off responses of the task, "
+                f"which have up to {drawn.LONGEST_RESPONSE} tokens. Use at least "
+                f"{drawn.LONGEST_RESPONSE}."
             )
-        if drawn and self.trainer.max_new_tokens < pictures.LONGEST_RESPONSE:
+        writes = [arm for arm in self.arms if ARMS[arm].questions]
+        if writes and isinstance(self.policy, BaseConfig) and self.policy.asking == 0:
             raise UserError(
-                f"trainer.max_new_tokens={self.trainer.max_new_tokens} cuts off responses of the "
-                f"pictures task, which have up to {pictures.LONGEST_RESPONSE} tokens. Use at least "
-                f"{pictures.LONGEST_RESPONSE}."
+                f"arms={' '.join(self.arms)}: {writes[0]} trains on questions that the base wrote, and "
+                f"policy.asking={self.policy.asking} makes one that never learnt to write any. Use "
+                "--policy.asking 0.15, or leave the arm out."
+            )
+        if writes and isinstance(self.task, DataConfig) and self.task.image_column is None:
+            raise UserError(
+                f"arms={' '.join(self.arms)}: {writes[0]} trains on questions about the task's images, "
+                "and task.image_column=None names none. Use --task.image-column NAME --task.chat, or "
+                "leave the arm out."
             )
         sized = [n for n in ("min_pixels", "max_pixels") if getattr(self, n) is not None]
         if drawn and sized:
             raise UserError(
-                f"{sized[0]}={getattr(self, sized[0])} resizes pictures, and the pictures task draws "
-                "them in the size that they are shown in. Leave it out."
+                f"{sized[0]}={getattr(self, sized[0])} resizes pictures, and this task's have the "
+                "size that they are shown in. Leave it out."
             )

@@ -8,10 +8,12 @@ earns 1, a GRPO step follows: the loop of `trainer.train`. The arms (`arms.ARMS`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 
@@ -19,11 +21,12 @@ from selfevolve_jax import checkpoint, experiment, made_base, starting_point
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.mm_upt.arms import ARMS, trainer_of
 from selfevolve_jax.mm_upt.base import get_base
+from selfevolve_jax.mm_upt.drawn import Drawn, module
+from selfevolve_jax.mm_upt.questions import written
 from selfevolve_jax.mm_upt.recipe import BaseConfig, MMUPTRecipe
-from selfevolve_jax.tasks import dataset, pictures
-from selfevolve_jax.tasks.base import Task
+from selfevolve_jax.tasks import dataset
+from selfevolve_jax.tasks.base import Row, Task
 from selfevolve_jax.tasks.dataset import DataConfig
-from selfevolve_jax.tasks.pictures import PicturesConfig
 
 
 def run(
@@ -42,7 +45,21 @@ def run(
     def loaded(mesh: Mesh, say: Callable[[str], None]) -> tuple[Task, checkpoint.Policy]:
         return load(recipe, mesh, say)
 
-    return experiment.run(recipe, folder, plans, loaded, resume=resume, tracker=tracker)
+    rows = partial(_rows, recipe)
+    return experiment.run(recipe, folder, plans, loaded, rows, resume=resume, tracker=tracker)
+
+
+def _rows(
+    recipe: MMUPTRecipe, task: Task, policy: checkpoint.Policy, mesh: Mesh, folder: epath.Path
+) -> Callable[[str], Sequence[Row]]:
+    """Each arm's rows: the task's own, or what the base writes now, before any arm trains."""
+    say = experiment.say if jax.process_index() == 0 else lambda text: None
+    own: dict[str, Sequence[Row]] = {}
+    for arm in recipe.arms:
+        mode = ARMS[arm].questions
+        if mode is not None:
+            own[arm] = written(recipe, mode, task, policy, mesh, folder, say)
+    return lambda arm: own.get(arm, task.train)
 
 
 def load(
@@ -51,8 +68,8 @@ def load(
     """The task and the policy to start from."""
     if isinstance(recipe.policy, BaseConfig):
         model = recipe.policy.model
-        assert isinstance(recipe.task, PicturesConfig) and model.vision  # the recipe checks it
-        task = pictures.load_task(recipe.task, recipe.seed, model.vision)
+        assert not isinstance(recipe.task, DataConfig) and model.vision  # the recipe checks it
+        task = module(recipe.task).load_task(recipe.task, recipe.seed, model.vision)
         made_base.check_vocabulary(model, task)
         return task, get_base(recipe.policy, recipe.task, task, recipe.seed, mesh, say)
     policy = starting_point.load_policy(recipe.policy, mesh)
@@ -68,7 +85,7 @@ def load(
     return load_task(recipe.task, policy, recipe.seed), policy
 
 
-def load_task(config: PicturesConfig | DataConfig, policy: checkpoint.Policy, seed: int) -> Task:
+def load_task(config: Drawn | DataConfig, policy: checkpoint.Policy, seed: int) -> Task:
     """The task, for a policy that will look at it and read it."""
     vision, images = policy.model.vision, policy.images
     if isinstance(config, DataConfig):
@@ -77,13 +94,13 @@ def load_task(config: PicturesConfig | DataConfig, policy: checkpoint.Policy, se
         )
     if vision is None or images is None:
         raise UserError(
-            "the pictures task needs a policy that sees, and this one reads text only. Use one "
-            "trained on this task, as `selfevolve mm-upt quickstart` makes it."
+            "this task needs a policy that sees, and this one reads text only. Use one trained on it, "
+            "as `selfevolve mm-upt quickstart` makes one."
         )
-    task = pictures.load_task(config, seed, vision, images)
+    task = module(config).load_task(config, seed, vision, images)
     if policy.tokenizer.get_vocab() != task.tokenizer.get_vocab():
         raise UserError(
-            "the pictures task has a tokenizer of its own, and the policy was trained with another. "
-            "Use a policy trained on this task, or a data set: --task.path."
+            f"the task {task.name} has a tokenizer of its own, and the policy was trained with "
+            "another. Use a policy trained on this task, or a data set: --task.path."
         )
     return replace(task, images=images)

@@ -61,4 +61,5 @@ def _batches(config: BaseConfig, task: Task, width: int, seed: int) -> Iterator:
     for _ in range(config.steps):
         pairs = noisy_examples(rng, config.numbers, config.noise, config.batch, avoid, width)
         prompts, responses = (encode(list(side)) for side in zip(*pairs, strict=True))
-        yield sft.supervised_batch(list(zip(prompts, responses, strict=True)), length)
+        rows = [(p, [((), r)]) for p, r in zip(prompts, responses, strict=True)]
+        yield sft.supervised_batch(rows, length)

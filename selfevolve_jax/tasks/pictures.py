@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,16 @@ from models.config import VisionConfig
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.images import ImageConfig, picture_tokens, smart_resize
 from selfevolve_jax.tasks.base import AnswerSpec, Row, Task
-from selfevolve_jax.tasks.drawings import KINDS, SIDE, Drawing, Kind, Question, draw, questions
+from selfevolve_jax.tasks.drawings import (
+    KINDS,
+    SIDE,
+    Drawing,
+    Kind,
+    Question,
+    description,
+    draw,
+    questions,
+)
 
 END, ASKED = ".", "?"
 _SPECIAL = ("<pad>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
@@ -48,9 +57,9 @@ VISION = VisionConfig(
 # How a model that learnt from `noisy_examples` is asked for a question of its own: by the picture
 # alone, or by the picture, a question and its answer.
 DIRECT, IN_CONTEXT = "ask:", "{question}{answer}.ask:"
-LONGEST_RESPONSE = 12  # tokens, end mark included: 12,11=12:55.
+LONGEST_RESPONSE = 12  # tokens, end mark included: 12,45=12:45.
 _LONGEST_QUESTION = 11  # tokens: count gold?
-_ROWS_A_KIND = 10_000  # each kind has several times as many different pictures
+_ROWS_A_KIND = 4_000  # of shapes, the fewest, there are 6,804 different pictures
 # The labels of faint pictures: how often the first reading is one too many.
 MISREAD = 0.6
 
@@ -62,7 +71,7 @@ class PicturesConfig:
 
     kinds: tuple[Kind, ...] = KINDS
     hard: float = 0.0
-    train_rows: int = 4000
+    train_rows: int = 3000
     held_out_rows: int = 250
 
     def __post_init__(self) -> None:
@@ -86,11 +95,10 @@ class PicturesConfig:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Example:
-    """A drawing, the text after it, and the response to learn; its END or ASKED included."""
+    """The text after a drawing, and the response to learn; its END or ASKED included."""
 
-    drawing: Drawing
     text: str
     response: str
 
@@ -224,29 +232,30 @@ def noisy_response(
 
 def noisy_examples(
     rng: np.random.Generator,
-    drawings: Sequence[Drawing],
+    drawing: Drawing,
     noise: float,
-    n: int,
     asking: float = 0.0,
     misread: float = MISREAD,
-) -> list[Example]:
-    """n examples to learn from, of drawings picked at random: a question and a response with noise in
-    it, or with probability `asking` a question to be written, half of them DIRECT and half IN_CONTEXT.
+) -> Iterator[Example]:
+    """Examples to learn from, of one drawing, without end: its description, where it has one, then its
+    questions in a random order, each with a response with noise in it, or with probability `asking` a
+    question to be written, half of them DIRECT and half IN_CONTEXT; and so on.
 
     The errors are scattered, so a model of them is wrong often when it samples and seldom in its
     majority: that gap is what self-training lives on. Faint drawings are where it is not so."""
-    found = []
-    for drawing in (drawings[i] for i in rng.integers(len(drawings), size=n)):
-        asked = questions(drawing)
-        first, other = (asked[i] for i in rng.permutation(len(asked))[:2])
-        if rng.random() < asking:
-            given = IN_CONTEXT.format(question=first.text, answer=first.solve()[1])
-            text = given if rng.random() < 0.5 else DIRECT
-            found.append(Example(drawing, text, other.text))
-        else:
-            response = noisy_response(rng, first, drawing.faint, noise, misread)
-            found.append(Example(drawing, first.text, response))
-    return found
+    asked, described = questions(drawing), description(drawing)
+    while True:
+        if described is not None:
+            yield Example(described[0], described[1] + END)
+        order = rng.permutation(len(asked))
+        for here, after in zip(order, np.roll(order, -1), strict=True):
+            first, other = asked[here], asked[after]
+            if rng.random() < asking:
+                given = IN_CONTEXT.format(question=first.text, answer=first.solve()[1])
+                yield Example(given if rng.random() < 0.5 else DIRECT, other.text)
+            else:
+                response = noisy_response(rng, first, drawing.faint, noise, misread)
+                yield Example(first.text, response)
 
 
 def new_drawings(
@@ -268,8 +277,8 @@ def new_drawings(
 
 
 def longest_example(asking: bool, vision: VisionConfig = VISION) -> int:
-    """Tokens of the longest example: prompt with its picture, and response."""
+    """Tokens of a picture and the longest example about it."""
     picture = _image_tokens(vision, IMAGES) + len(_SPECIAL) - 2
-    answered = picture + _LONGEST_QUESTION + LONGEST_RESPONSE
-    given = len(IN_CONTEXT.format(question="", answer="12:55")) + _LONGEST_QUESTION
-    return max(answered, picture + given + _LONGEST_QUESTION) if asking else answered
+    given = len(IN_CONTEXT.format(question="", answer="12:45")) + _LONGEST_QUESTION
+    answered = _LONGEST_QUESTION + LONGEST_RESPONSE
+    return picture + (max(answered, given + _LONGEST_QUESTION) if asking else answered)

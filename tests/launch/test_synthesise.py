@@ -13,7 +13,7 @@ from PIL import Image
 
 from launch import problems
 from launch.cli import main
-from selfevolve_jax import checkpoint, run_dir, sampling_job, state
+from selfevolve_jax import checkpoint, evaluate, run_dir, state
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.rollout.engine import Samples
 from selfevolve_jax.tasks import pictures
@@ -50,7 +50,7 @@ def source(place, monkeypatch):
             tokens[r, g, : lengths[r, g]] = ids[r][g]
         return Samples(tokens, np.zeros(tokens.shape, np.float32), lengths, lengths > 0)
 
-    monkeypatch.setattr(sampling_job, "generate", generate)
+    monkeypatch.setattr(evaluate, "generate", generate)
     rows = []
     for i in range(2):
         (place / f"{i}.png").write_bytes(seeing.png(8, 8, seed=i))
@@ -159,7 +159,7 @@ def test_a_run_on_drawn_pictures_writes_about_its_own_training_rows(
         lengths = np.full(tokens.shape[:2], len(ids), np.int32)
         return Samples(tokens, np.zeros(tokens.shape, np.float32), lengths, lengths > 0)
 
-    monkeypatch.setattr(sampling_job, "generate", generate)
+    monkeypatch.setattr(evaluate, "generate", generate)
     command = ["synthesise", "run", "--per-image", "2", "--reads", r"(.+\?)$"]
     main([*command, "--out", "new", "--prompt", pictures.DIRECT])
     assert "removed, duplicate: 3\nkept 3 of 6" in capsys.readouterr().out

@@ -9,7 +9,8 @@ from launch.cli import load_recipe
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.judges.registry import JUDGES
 from selfevolve_jax.mm_upt.arms import ARMS, READ_GOLD, trainer_of
-from selfevolve_jax.mm_upt.recipe import GRPO, PUBLISHED, BaseConfig, MMUPTRecipe
+from selfevolve_jax.mm_upt.recipe import GRPO, PUBLISHED, BaseConfig, MMUPTRecipe, QuestionsConfig
+from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.starting_point import CheckpointConfig
 from selfevolve_jax.tasks.dataset import DataConfig
 from selfevolve_jax.tasks.pictures import PicturesConfig
@@ -26,13 +27,21 @@ DATA = DataConfig("x.jsonl")
         ({"seed": -1}, r"seed=-1"),
         ({"filter_below": 0.0}, r"filter_below=0\.0"),
         ({"filter_below": 1.1}, r"filter_below=1\.1"),
-        ({"task": DATA}, r"task is DataConfig.*--policy\.path"),
+        ({"task": DATA}, r"task is a data set.*--policy\.path"),
         (
             {"trainer": replace(PUBLISHED, max_new_tokens=11)},
             r"trainer\.max_new_tokens=11 .* at least 12",
         ),
         ({"min_pixels": 100}, r"min_pixels=100 resizes"),
         ({"max_pixels": 9}, r"max_pixels=9 resizes"),
+        (
+            {"arms": ("mm_upt", "direct"), "policy": BaseConfig(asking=0.0)},
+            r"arms=mm_upt direct: direct .*policy\.asking=0\.0.*--policy\.asking 0\.15",
+        ),
+        (
+            {"arms": ("in_context",), "policy": CheckpointConfig("x"), "task": DATA},
+            r"in_context .*task\.image_column=None.*--task\.image-column",
+        ),
     ],
 )
 def test_bad_recipes_name_the_field_and_the_values(options, message):
@@ -67,6 +76,36 @@ def test_bad_bases_name_the_field_and_the_values(options, message):
         BaseConfig(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per_image": 0}, r"questions\.per_image=0"),
+        ({"images": 0}, r"questions\.images=0"),
+        ({"max_new_tokens": 0}, r"questions\.max_new_tokens=0"),
+        ({"vote_low": 0.9, "vote_high": 0.2}, r"vote_low=0\.9 .*vote_high=0\.2"),
+        ({"vote_low": -0.1}, r"vote_low=-0\.1 .*vote_high=None"),
+        ({"vote_high": 1.5}, r"vote_low=None .*vote_high=1\.5"),
+        ({"per_image": 2, "sampling": Sampling(0.0)}, r"temperature=0 .*per_image=2"),
+    ],
+)
+def test_questions_that_cannot_be_written_name_the_field(options, message):
+    with pytest.raises(UserError, match=message):
+        QuestionsConfig(**options)
+
+
+def test_a_bound_of_the_vote_leaves_the_other_side_open():
+    assert QuestionsConfig().votes is None
+    assert QuestionsConfig(vote_low=0.3).votes == (0.3, 1.0)
+    assert QuestionsConfig(vote_high=0.0).votes == (0.0, 0.0)
+    assert QuestionsConfig(vote_low=0.3, vote_high=0.9).votes == (0.3, 0.9)
+
+
+def test_a_base_that_is_not_asked_need_not_write():
+    assert MMUPTRecipe(policy=BaseConfig(asking=0.0)).policy.asking == 0
+    # One question an image may be the likeliest.
+    assert QuestionsConfig(sampling=Sampling(0.0)).per_image == 1
+
+
 def test_the_published_step():
     """arXiv 2505.22453: the values, written out."""
     assert (GRPO.advantage, GRPO.loss, GRPO.aggregation) == ("grpo", "ppo", "token_mean")
@@ -83,6 +122,9 @@ def test_the_published_step():
 def test_every_arm_has_a_judge():
     assert {arm.judge for arm in ARMS.values()} <= set(JUDGES)
     assert {n for n, arm in ARMS.items() if arm.judge == "ground_truth"} == set(READ_GOLD)
+    own = {n: arm for n, arm in ARMS.items() if arm.questions}
+    assert own.keys() == {"direct", "in_context"}
+    assert all((arm.judge, arm.questions) == ("majority", n) for n, arm in own.items())
 
 
 def test_the_filter_is_all_that_an_arm_changes():
@@ -97,13 +139,14 @@ def test_every_recipe_of_the_command_line_builds():
     ]
     built = {n: load_recipe(n, "configs.mm_upt") for n in names if not n.startswith("_")}
     assert all(isinstance(recipe, MMUPTRecipe) for recipe in built.values())
-    assert built["quickstart"].arms[0] == "mm_upt" and "random" in built["quickstart"].arms
+    assert built["quickstart"].arms == ("mm_upt", "supervised", "direct", "random")
     published = [r for r in built.values() if isinstance(r.task, DataConfig)]
     assert len(published) == 6
     for recipe in published:
         assert recipe.task.image_column == "images" and recipe.task.chat
         assert recipe.task.suffix.endswith("\\boxed{}.") and "\\n" not in recipe.task.suffix
         assert recipe.arms == ("mm_upt",) and recipe.trainer.train_vision
+        assert replace(recipe, arms=("direct", "in_context")).questions == QuestionsConfig()
     failure = built["failure"]
     assert failure.task == PicturesConfig(hard=1.0) and failure.policy.hard > 0
     assert {"mm_upt", "filter"} <= set(failure.arms)

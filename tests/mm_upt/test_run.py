@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch.cli import main
-from selfevolve_jax import checkpoint, run_dir, sharding, trainer
+from selfevolve_jax import checkpoint, evaluate, run_dir, sharding, trainer
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.metrics import read_metrics
 from selfevolve_jax.mm_upt.recipe import BaseConfig, MMUPTRecipe
@@ -146,6 +146,91 @@ def test_a_run_is_resumed_to_the_same_bits(finished, tmp_path, monkeypatch, mesh
     ends = [
         checkpoint.load_policy(p / "arms" / "mm_upt", mesh1).params
         for p in (finished[0], tmp_path / "run")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+@pytest.fixture
+def writes(monkeypatch):
+    """The base writes questions where it is asked for one, as its two steps of training do not teach
+    it. dies: that the process is killed then."""
+    ask = pictures.tokenizer().encode(pictures.DIRECT)
+    question = pictures.tokenizer().encode("count teal?")
+    told, real = {"dies": False, "asked": 0}, evaluate.generate
+
+    def generate(params, prompts, row_ids, n, *args, **rest):
+        drawn = real(params, prompts, row_ids, n, *args, **rest)
+        if list(prompts[0][-len(ask) :]) != ask:
+            return drawn
+        told["asked"] += len(prompts)
+        if told["dies"]:
+            raise KeyboardInterrupt
+        tokens = np.array(drawn.tokens_RxGxM)
+        tokens[:, :, : len(question)] = question
+        lengths = np.full_like(drawn.lengths_RxG, len(question))
+        return replace(
+            drawn, tokens_RxGxM=tokens, lengths_RxG=lengths, stopped_RxG=np.ones_like(lengths, bool)
+        )
+
+    monkeypatch.setattr(evaluate, "generate", generate)
+    return told
+
+
+def test_an_arm_trains_on_questions_that_the_base_wrote(
+    finished, writes, tmp_path, monkeypatch, mesh1, capsys
+):
+    """Beside an arm that keeps the task's questions; killed while writing, and while training."""
+    recipe = replace(RECIPE, arms=("direct", "random"))
+    seen, real, write = [], trainer.make_judge, trainer.files.write_samples
+
+    def spied(name, spec, *args, **options):
+        judge, needs_gold = real(name, spec, *args, **options)
+
+        def watched(rows, *rest):
+            seen.append((name, spec, list(rows)))
+            return judge(rows, *rest)
+
+        return watched, needs_gold
+
+    monkeypatch.setattr(trainer, "make_judge", spied)
+    whole = run(recipe, tmp_path / "whole")
+    task, _ = load(RECIPE, mesh1, lambda text: None)
+    assert [name for name, *_ in seen] == ["majority"] * 2 + ["random"] * 2
+    trained = [row for name, _, rows in seen if name == "majority" for row in rows]
+    assert all(spec == pictures.ANSWER for _, spec, _ in seen)
+    assert {row.prompt for row in trained} == {pictures.SHOWN + "count teal?"}
+    assert {row.images for row in trained} <= {row.images for row in task.train}
+    assert all(row.gold is None and row.id >= 25 for row in trained)
+    assert [row.id for name, _, rows in seen if name == "random" for row in rows] == [
+        row.id for row in finished[2]["random"]
+    ]
+    own = sum(row.prompt == pictures.SHOWN + "count teal?" for row in task.train)
+    removed = f"; removed: {own} same_as_source" if own else ""
+    said = f"direct: 20 texts from 20 prompts, {20 - own} questions kept{removed}\n"
+    assert said in capsys.readouterr().out
+    assert whole["arms"]["random"] == finished[1]["arms"]["random"]
+    assert whole["arms"]["direct"]["before"] == finished[1]["arms"]["mm_upt"]["before"]
+
+    writes |= {"dies": True, "asked": 0}
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "run")
+    writes["dies"] = False
+
+    def killed(folder, step, records):
+        if step == 2:
+            raise KeyboardInterrupt
+        return write(folder, step, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.files, "write_samples", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, tmp_path / "run", resume=True)
+    assert writes["asked"] == 40
+    summary = run(recipe, tmp_path / "run", resume=True)
+    assert writes["asked"] == 40 and summary["arms"] == whole["arms"]
+    ends = [
+        checkpoint.load_policy(tmp_path / p / "arms" / "direct", mesh1).params
+        for p in ("run", "whole")
     ]
     jax.tree.map(np.testing.assert_array_equal, *ends)
 

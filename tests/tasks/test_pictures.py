@@ -1,5 +1,6 @@
 """Drawings whose pixels show their facts, questions worked by hand, labels with the noise they say."""
 
+import itertools
 import math
 import re
 from collections import Counter
@@ -15,7 +16,15 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.images import ImageConfig, load_image, preprocess, prompt_positions
 from selfevolve_jax.judges.answers import extract
 from selfevolve_jax.tasks import drawings, pictures
-from selfevolve_jax.tasks.drawings import COLOURS, KINDS, SIDE, Drawing, draw, questions
+from selfevolve_jax.tasks.drawings import (
+    COLOURS,
+    KINDS,
+    SIDE,
+    Drawing,
+    description,
+    draw,
+    questions,
+)
 from selfevolve_jax.tasks.pictures import ANSWER, END, PicturesConfig, load_task, noisy_response
 from selfevolve_jax.tasks.prompts import Problem, tokenize_rows
 
@@ -44,14 +53,14 @@ ROWS = [["red", None, "red"], [None, "blue", "gold"], ["red", "red", "red"]]
     [
         (of("count", rows=ROWS), "count red?", "2+0+3", "5"),
         (of("count", rows=ROWS), "count gold?", "0+1+0", "1"),
-        (of("clock", hour=12, twelfth=11), "time?", "12,11", "12:55"),
-        (of("clock", hour=4, twelfth=1), "time?", "4,1", "4:05"),
-        (of("clock", hour=9, twelfth=0), "hour+5?", "9+5", "2"),
-        (of("clock", hour=10, twelfth=0), "hour+2?", "10+2", "12"),
+        (of("clock", hour=12, quarter=3), "time?", "12,45", "12:45"),
+        (of("clock", hour=4, quarter=0), "time?", "4,0", "4:00"),
+        (of("clock", hour=9, quarter=0), "hour+5?", "9+5", "2"),
+        (of("clock", hour=10, quarter=0), "hour+2?", "10+2", "12"),
         (of("bars", heights={"red": 4, "blue": 6, "gold": 1}), "sum?", "4+6+1", "11"),
         (of("bars", heights={"red": 4, "blue": 6, "gold": 1}), "blue-red?", "6-4", "2"),
         (of("bars", heights={"red": 4, "blue": 4, "gold": 1}), "red-blue?", "4-4", "0"),
-        (of("angle", base=60, rays={"red": 210, "gold": 90}), "angle red?", "210-60", "150"),
+        (of("angle", base=90, rays={"red": 210, "gold": 120}), "angle red?", "210-90", "120"),
         (of("shape", wide=3, high=4, triangle=False), "area?", "3*4", "12"),
         (of("shape", wide=3, high=4, triangle=False), "around?", "3+4+3+4", "14"),
         (of("shape", wide=3, high=4, triangle=True), "area?", "3*4/2", "6"),
@@ -85,10 +94,11 @@ def test_every_question_is_right_and_answerable(seed, kind, faint):
 @given(SEEDS)
 def test_the_pixels_show_the_counts(seed):
     drawing = draw(np.random.default_rng(seed), "count")
+    paper = drawings._paper()
     for r, row in enumerate(drawing.facts["rows"]):
         for c, name in enumerate(row):
             seen = drawing.image.getpixel((16 * c + 8, 16 * r + 8))
-            assert seen == (COLOURS[name] if name else (255, 255, 255))
+            assert seen == (COLOURS[name] if name else paper.getpixel((16 * c + 8, 16 * r + 8)))
 
 
 @settings(max_examples=30, deadline=None)
@@ -259,28 +269,46 @@ def test_examples_answer_or_ask():
     config = PicturesConfig()
     drawn = pictures.new_drawings(rng, config, 50, 0.5, set())
     assert 10 < sum(d.faint for d in drawn) < 40
-    found = pictures.noisy_examples(rng, drawn, 0.0, 600, asking=0.5, misread=0.0)
     kinds = Counter()
     length = pictures.longest_example(True)
     text = pictures.tokenizer()
-    for example in found:
-        texts = {q.text: q.solve() for q in questions(example.drawing)}
-        prompt = pictures.prompt_tokens(example.text, text, pictures.VISION, pictures.IMAGES)
-        assert len(prompt) + len(text.encode(example.response)) <= length
-        if example.text in texts:
-            kinds["answer"] += 1
-            steps, answer = texts[example.text]
-            assert example.response == f"{steps}={answer}{END}"
-            assert len(example.response) <= pictures.LONGEST_RESPONSE
-        elif example.text == pictures.DIRECT:
-            kinds["direct"] += 1
-            assert example.response in texts
-        else:
-            kinds["in context"] += 1
-            given = re.fullmatch(r"(.+\?)(.+)\.ask:", example.text)
-            assert texts[given[1]][1] == given[2]
-            assert example.response in texts and example.response != given[1]
+    for drawing in drawn:
+        texts = {q.text: q.solve() for q in questions(drawing)}
+        found = pictures.noisy_examples(rng, drawing, 0.0, asking=0.5, misread=0.0)
+        for example in itertools.islice(found, 12):
+            prompt = pictures.prompt_tokens(example.text, text, pictures.VISION, pictures.IMAGES)
+            assert len(prompt) + len(text.encode(example.response)) <= length
+            if example.text in texts:
+                kinds["answer"] += 1
+                steps, answer = texts[example.text]
+                assert example.response == f"{steps}={answer}{END}"
+                assert len(example.response) <= pictures.LONGEST_RESPONSE
+            elif example.text == "look?":
+                kinds["described"] += 1
+                assert (example.text, example.response[:-1]) == description(drawing)
+            elif example.text == pictures.DIRECT:
+                kinds["direct"] += 1
+                assert example.response in texts
+            else:
+                kinds["in context"] += 1
+                given = re.fullmatch(r"(.+\?)(.+)\.ask:", example.text)
+                assert texts[given[1]][1] == given[2]
+                assert example.response in texts and example.response != given[1]
     assert kinds["answer"] > 240 and kinds["direct"] > 100 and kinds["in context"] > 100
+    assert kinds["described"] == 10 * 3  # of twelve, each fourth; a fifth of the drawings has one
+
+
+def test_every_question_of_a_drawing_comes_before_one_comes_again():
+    drawing = draw(np.random.default_rng(0), "clock")
+    found = pictures.noisy_examples(np.random.default_rng(1), drawing, 0.1)
+    asked = {q.text for q in questions(drawing)}
+    for _ in range(3):
+        assert {next(found).text for _ in asked} == asked
+
+
+def test_a_description_by_hand():
+    assert description(of("count", rows=ROWS)) == ("look?", "r-r,-bg,rrr")
+    assert description(draw(np.random.default_rng(0), "bars")) is None
 
 
 def test_noisy_responses_fit_too():
@@ -316,7 +344,7 @@ def test_drawings_to_avoid_never_come(monkeypatch):
         ({"hard": 1.5}, r"task\.hard=1\.5"),
         ({"train_rows": 0}, r"task\.train_rows=0"),
         ({"held_out_rows": 0}, r"task\.held_out_rows=0"),
-        ({"kinds": ("bars",), "train_rows": 10_000}, r"train_rows=10000 .* at most 10000"),
+        ({"kinds": ("bars",), "train_rows": 10_000}, r"train_rows=10000 .* at most 4000"),
     ],
 )
 def test_bad_settings_are_refused_by_name(options, said):
@@ -325,9 +353,9 @@ def test_bad_settings_are_refused_by_name(options, said):
 
 
 def test_more_drawings_than_there_are_is_refused():
-    with pytest.raises(UserError, match=r"policy\.drawings=10001.* at most 10000"):
+    with pytest.raises(UserError, match=r"policy\.drawings=4001.* at most 4000"):
         pictures.new_drawings(
-            np.random.default_rng(0), PicturesConfig(kinds=("bars",)), 10_001, 0.0, set()
+            np.random.default_rng(0), PicturesConfig(kinds=("bars",)), 4_001, 0.0, set()
         )
 
 
