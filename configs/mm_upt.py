@@ -71,7 +71,7 @@ def failure() -> MMUPTRecipe:
 
 
 def easy_vqa() -> MMUPTRecipe:
-    """easy-VQA, pictures and questions that nobody here made (extra easy-vqa): shapes and their colours,
+    """easy-VQA, pictures and questions that nobody here made (extra easy-vqa): shapes and colours,
     without the questions answered by yes or no. Learning here has not been measured yet.
 
     selfevolve mm-upt easy-vqa
