@@ -82,8 +82,8 @@ def levels() -> LevelsRecipe:
 
     selfevolve srt levels
 
-    Greedy, base to the last policy, seeds 0 and 1: 5 numbers .82 to .92 and .71 to .79, 6 .56 to .89 and
-    .56 to .64, 7 .08 to .36 and .20 to .34; the control falls on each (docs/srt.md).
+    Greedy, base to the last policy, seeds 0 and 1: 5 numbers .82 to .92 and .71 to .79, 6 .56 to .89
+    and .56 to .64, 7 .08 to .36 and .20 to .34; the control falls on each (docs/srt.md).
     """
     base = BaseConfig(
         numbers=(2, 3, 4),
