@@ -23,8 +23,10 @@ REFERENCE steps, which are still the base policy's:
     drift     the KL to the base exceeds DRIFT nats a token (the paper's figure goes from 0.05 to 1.9);
               under the same condition.
 
-With few prompts a step both shares move by chance: what it explains is three standard errors of the
-difference of two windows, from the size of the changes between steps.
+With few prompts a step both move by chance, which explains three standard errors of the difference of
+two windows, from the size of the changes between steps. Short responses also meet by chance: of 16 rows
+two pairs sometimes do, after many steps in which none did. So a share is also allowed three standard
+errors of a share of so many rows.
 
 The alarm fires when any sign shows for HOLD steps in a row. Thresholds were set on eight pairs of runs
 of chained arithmetic (docs/design.md), that of foreign on three more of the recipe replicate. The
@@ -68,10 +70,10 @@ def signals(metrics: Mapping[str, Any]) -> dict[str, float]:
     return {k: _number(metrics[k]) for k in SIGNALS if k in metrics}
 
 
-def read(history: Sequence[Step]) -> Reading:
-    """The rule, of the signals of steps 1 to now. A pure function: what fired once may be calm again,
-    and whoever asks remembers that it fired."""
-    shown = [_signs(history[: len(history) - back]) for back in range(HOLD)]
+def read(history: Sequence[Step], rows: int) -> Reading:
+    """The rule, of the signals of steps 1 to now, of so many rows (prompts) each. A pure function: what
+    fired once may be calm again, and whoever asks remembers that it fired."""
+    shown = [_signs(history[: len(history) - back], rows) for back in range(HOLD)]
     return Reading(shown[0], all(shown))
 
 
@@ -85,7 +87,7 @@ def warning(step: int, reading: Reading, mode: str) -> str:
     return f"collapse alarm at step {step}: {'; '.join(reading.signs)}. {follows}"
 
 
-def _signs(history: Sequence[Step]) -> tuple[str, ...]:
+def _signs(history: Sequence[Step], rows: int) -> tuple[str, ...]:
     if len(history) < REFERENCE + WINDOW:
         return ()
     found = []
@@ -96,7 +98,8 @@ def _signs(history: Sequence[Step]) -> tuple[str, ...]:
         found.append(f"responses became shorter, from {start:.1f} to {now:.1f} tokens")
     distinct = _column(history, DISTINCT)
     start, now = _mean(distinct[:REFERENCE]), _mean(distinct[-WINDOW:])
-    if start - now >= ALIKE + _chance(distinct):
+    meet = 3 * math.sqrt(now * (1 - now) / (rows * WINDOW))  # NaN as above
+    if start - now >= ALIKE + max(_chance(distinct), meet):
         found.append(f"prompts share responses, distinct ones fell from {start:.2f} to {now:.2f}")
     entropy = _column(history, ANSWER_ENTROPY)
     means = _window_means(entropy)

@@ -222,7 +222,7 @@ def train(
             metrics = sharding.to_host(metrics) | (extra or {})
             if config.alarm != "off":
                 history.append(alarm.signals(metrics))
-                reading = alarm.read(history)
+                reading = alarm.read(history, config.prompts_per_step)
                 calm = not reading.signs
                 if reading.fired and fired is None:
                     fired = step

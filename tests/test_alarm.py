@@ -7,6 +7,7 @@ import pytest
 
 from selfevolve_jax import alarm
 
+ROWS = 512
 HEALTHY = {
     "response/length_ended": 10.0,
     "response/length_spread": 1.0,
@@ -30,7 +31,7 @@ def history(**changes):
 
 
 def fires_at(steps):
-    return next((i for i in range(1, len(steps) + 1) if alarm.read(steps[:i]).fired), None)
+    return next((i for i in range(1, len(steps) + 1) if alarm.read(steps[:i], ROWS).fired), None)
 
 
 def test_learning_raises_nothing():
@@ -42,7 +43,7 @@ def test_learning_raises_nothing():
         kl__ref=lambda s: 0.02 * s,
         kl__ref_nll=lambda s: 0.5 * 0.9 ** (s - 6),
     )
-    assert [alarm.read(steps[:i]) for i in range(21)] == [alarm.Reading()] * 21
+    assert [alarm.read(steps[:i], ROWS) for i in range(21)] == [alarm.Reading()] * 21
 
 
 @pytest.mark.parametrize(
@@ -57,10 +58,10 @@ def test_learning_raises_nothing():
 )
 def test_each_sign_alone_fires_once_it_fills_the_window_and_holds(name, value, words):
     steps = history(**{name: lambda s: value})
-    first = next(i for i in range(21) if alarm.read(steps[:i]).signs)
+    first = next(i for i in range(21) if alarm.read(steps[:i], ROWS).signs)
     assert 7 <= first <= 9 and fires_at(steps) == first + alarm.HOLD - 1
-    assert words in "; ".join(alarm.read(steps).signs)
-    assert len(alarm.read(steps).signs) == 1
+    assert words in "; ".join(alarm.read(steps, ROWS).signs)
+    assert len(alarm.read(steps, ROWS).signs) == 1
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,18 @@ def test_what_chance_explains_is_no_sign(name, high, low):
     assert fires_at(steady) is not None
 
 
+def test_rows_that_meet_by_chance_are_no_sign_where_there_are_few():
+    """A pair, two pairs, three of a kind among 16 rows, after sixty steps without any; a ground-truth
+    arm has had nearly as many. Of 512 rows the same shares are a fall."""
+    shares = [1.0] * 60 + [0.875, 0.75, 0.8125, 0.8125]
+    steps = [HEALTHY | {"response/distinct": share} for share in shares]
+
+    def fires(rows):
+        return any(alarm.read(steps[:i], rows).fired for i in range(len(steps) + 1))
+
+    assert not fires(16) and fires(512)
+
+
 def test_noise_counts_under_agreement_only():
     noisy = {"policy__entropy": lambda s: 0.8}
     assert fires_at(history(**noisy)) is None
@@ -134,7 +147,9 @@ def test_it_only_looks_back_and_forgets_nothing_by_way_of_the_log():
     steps = history(response__distinct=lambda s: 0.9 - 0.01 * s, kl__ref=lambda s: math.nan)
     for i in range(21):
         lines = [json.loads(json.dumps({k: _null(v) for k, v in s.items()})) for s in steps[:i]]
-        assert alarm.read([alarm.signals(line) for line in lines]) == alarm.read(steps[:i])
+        assert alarm.read([alarm.signals(line) for line in lines], ROWS) == alarm.read(
+            steps[:i], ROWS
+        )
 
 
 def _null(value):
@@ -154,7 +169,7 @@ def test_a_missing_metric_is_no_sign():
 
 
 def test_the_warning_says_what_was_seen_and_what_follows():
-    reading = alarm.read(history(response__distinct=lambda s: 0.5))
+    reading = alarm.read(history(response__distinct=lambda s: 0.5), ROWS)
     text = alarm.warning(20, reading, "rollback")
     assert "step 20" in text and "fell from 1.00 to 0.50" in text and "goes back" in text
     assert "trainer.alarm=stop" in alarm.warning(20, reading, "warn")

@@ -193,7 +193,7 @@ def rule(monkeypatch):
     monkeypatch.setattr(
         alarm,
         "read",
-        lambda h: alarm.Reading(("a sign",) if len(h) >= 3 else (), len(h) >= 4),
+        lambda h, rows: alarm.Reading(("a sign",) if len(h) >= 3 else (), len(h) >= 4),
     )
 
 
