@@ -49,7 +49,7 @@ def quickstart() -> MMUPTRecipe:
     selfevolve mm-upt quickstart
     """
     return MMUPTRecipe(
-        trainer=_small_trainer(40, 1e-4),
+        trainer=_small_trainer(40, 5e-5),
         arms=("mm_upt", "supervised", "direct", "random"),
     )
 
@@ -64,7 +64,7 @@ def failure() -> MMUPTRecipe:
     return MMUPTRecipe(
         task=PicturesConfig(hard=1.0),
         policy=BaseConfig(hard=0.5),
-        trainer=_small_trainer(40, 1e-4),
+        trainer=_small_trainer(40, 5e-5),
         filter_below=0.75,
         arms=("mm_upt", "supervised", "filter"),
     )
@@ -82,7 +82,7 @@ def easy_vqa() -> MMUPTRecipe:
         policy=BaseConfig(
             model=model, drawings=1600, noise=0.25, clean=0.5, first_kind=0, steps=400
         ),
-        trainer=_small_trainer(40, 1e-4),
+        trainer=_small_trainer(40, 5e-5),
         arms=("mm_upt", "supervised", "direct", "random"),
     )
 

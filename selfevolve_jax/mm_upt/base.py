@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,8 @@ def batches(config: BaseConfig, shown: Drawn, task: Task, seed: int) -> Iterator
         drawings = pictures.new_drawings(rng, shown, config.drawings, config.hard, avoid)
         first = [drawing for drawing in drawings if drawing.kind == shown.kinds[0]]
     prompt = made.prompt_tokens("", task.tokenizer, vision, images)
+    # Texts come again and again, and a tokenizer's call is slower than all else here.
+    encode = cache(partial(task.tokenizer.encode, add_special_tokens=False))
     room = config.row_tokens - len(prompt)
     for step in range(config.steps):
         pool = first if step < config.first_kind else drawings
@@ -85,19 +87,18 @@ def batches(config: BaseConfig, shown: Drawn, task: Task, seed: int) -> Iterator
         rows = []
         for drawing in picked:
             examples = made.noisy_examples(rng, drawing, noise, config.asking)
-            rows.append((prompt, _fitting(examples, task.tokenizer, room)))
+            rows.append((prompt, _fitting(examples, encode, room)))
         seen = [[preprocess(drawing.image, images, vision)] for drawing in picked]
         yield sft.supervised_batch(rows, config.row_tokens, seen, vision)
 
 
 def _fitting(
-    examples: Iterator[pictures.Example], tokenizer: Any, room: int
+    examples: Iterator[pictures.Example], encode: Callable[[str], list[int]], room: int
 ) -> list[tuple[list[int], list[int]]]:
     """The (text, response) tokens of the first examples, up to one that has no room."""
     found = []
     for example in examples:
-        texts = [example.text, example.response]
-        text, response = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        text, response = encode(example.text), encode(example.response)
         room -= len(text) + len(response)
         if room < 0:
             break

@@ -76,11 +76,11 @@ class BaseConfig:
     )
     drawings: int = 12_000
     noise: float = 0.1
-    clean: float = 0.8
+    clean: float = 0.85
     first_kind: int = 220
     hard: float = 0.0
     asking: float = 0.15
-    steps: int = 1300
+    steps: int = 1800
     batch: int = 16
     row_tokens: int = 104
     optimizer: OptimizerConfig = field(

@@ -13,6 +13,7 @@ from selfevolve_jax.mm_upt.recipe import GRPO, PUBLISHED, BaseConfig, MMUPTRecip
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.starting_point import CheckpointConfig
 from selfevolve_jax.tasks.dataset import DataConfig
+from selfevolve_jax.tasks.easy_vqa import EasyVQAConfig
 from selfevolve_jax.tasks.pictures import PicturesConfig
 
 DATA = DataConfig("x.jsonl")
@@ -31,6 +32,12 @@ DATA = DataConfig("x.jsonl")
         (
             {"trainer": replace(PUBLISHED, max_new_tokens=11)},
             r"trainer\.max_new_tokens=11 .* at least 12",
+        ),
+        ({"policy": BaseConfig(row_tokens=40)}, r"policy\.row_tokens=40 .* take 43.* 43 or more"),
+        ({"task": EasyVQAConfig()}, r"policy\.first_kind=220: .*--policy\.first-kind 0"),
+        (
+            {"task": EasyVQAConfig(), "policy": BaseConfig(first_kind=0, hard=0.5)},
+            r"policy\.hard=0\.5: easy-vqa has neither faint",
         ),
         ({"min_pixels": 100}, r"min_pixels=100 resizes"),
         ({"max_pixels": 9}, r"max_pixels=9 resizes"),
