@@ -32,7 +32,7 @@ def _small_trainer(steps: int, learning_rate: float) -> TrainerConfig:
         samples_per_prompt=10,
         shared_prompt=10,
         max_new_tokens=12,
-        eval_every=10,
+        eval_every=20,
         eval_samples=10,
         save_every=20,
         optimizer=OptimizerConfig(learning_rate=learning_rate, weight_decay=0.0),
@@ -44,7 +44,7 @@ def _small_trainer(steps: int, learning_rate: float) -> TrainerConfig:
 def quickstart() -> MMUPTRecipe:
     """A tiny Qwen2.5-VL, made here, reads drawings: counts, clocks, bar charts, angles, shapes. It
     trains on its own votes, beside supervised GRPO, its votes on questions that it wrote itself, and
-    random rewards.
+    random rewards. Held-out mean, seed 0: .69 to .88, .88, .87 and .67 (docs/mm_upt.md).
 
     selfevolve mm-upt quickstart
     """
