@@ -20,15 +20,18 @@ from selfevolve_jax.errors import UserError
 USAGE = """selfevolve: models that improve themselves, in JAX
 
   selfevolve srt RECIPE [--option value ...]   train on the model's own majority vote
+  selfevolve mm-upt RECIPE [--option value ..] the same for a vision-language model
   selfevolve evaluate CHECKPOINT               avg@k, maj@k, pass@k and greedy against gold
   selfevolve label CHECKPOINT --out DIR        pseudo-labels by the vote of a fixed checkpoint
+  selfevolve synthesise CHECKPOINT --out DIR   new questions that the checkpoint writes about its images
   selfevolve generate CHECKPOINT --prompt ...  sample from a checkpoint
   selfevolve convert SRC DST                   Hugging Face or GGUF to a policy, and back
   selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
   selfevolve doctor                            what is installed, what is missing
 
 Each command explains itself: selfevolve COMMAND --help. A RECIPE is a name, or FILE.py:NAME.
-SRT's recipes: {recipes}
+SRT's recipes: {srt}
+MM-UPT's recipes: {mm_upt}
 """
 
 
@@ -37,17 +40,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands: dict[str, Callable[[list[str]], None]] = {
         "srt": _srt,
+        "mm-upt": _mm_upt,
         "evaluate": _evaluate,
         "label": _label,
         "generate": _generate,
         "convert": _convert,
+        "synthesise": _synthesise,
         "report": _report,
         "doctor": _doctor,
     }
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            names = _listed(_recipe_names("configs.srt"))
-            print(USAGE.format(recipes=names), end="")
+            names = {s: _listed(_recipe_names(f"configs.{s}")) for s in ("srt", "mm_upt")}
+            print(USAGE.format(**names), end="")
         elif arguments[0] not in commands:
             raise UserError(
                 f"command {arguments[0]!r} is unknown; choose one of {', '.join(commands)}."
@@ -119,16 +124,30 @@ def _listed(names: list[str]) -> str:
 
 
 def _srt(arguments: list[str]) -> None:
-    if not arguments or arguments[0].startswith("-"):
-        names = _listed(_recipe_names("configs.srt"))
-        if arguments and arguments[0] in ("-h", "--help"):
-            print(f"usage: selfevolve srt RECIPE [OPTIONS]\nrecipes: {names}, or FILE.py:NAME")
-            return
-        raise UserError(f"srt needs a recipe: selfevolve srt RECIPE. Recipes: {names}.")
-    from launch.srt import Run, srt
+    if name := _recipe_typed(arguments, "srt", "configs.srt"):
+        from launch.srt import Run, srt
 
-    recipe = load_recipe(arguments[0], "configs.srt")
-    srt(parse(Run, arguments[1:], f"srt {arguments[0]}", Run(recipe)), arguments[0])
+        recipe = load_recipe(name, "configs.srt")
+        srt(parse(Run, arguments[1:], f"srt {name}", Run(recipe)), name)
+
+
+def _mm_upt(arguments: list[str]) -> None:
+    if name := _recipe_typed(arguments, "mm-upt", "configs.mm_upt"):
+        from launch.mm_upt import Run, mm_upt
+
+        recipe = load_recipe(name, "configs.mm_upt")
+        mm_upt(parse(Run, arguments[1:], f"mm-upt {name}", Run(recipe)), name)
+
+
+def _recipe_typed(arguments: list[str], command: str, package: str) -> str | None:
+    """The recipe's name; None where its list was asked for, which is printed."""
+    if arguments and not arguments[0].startswith("-"):
+        return arguments[0]
+    names = _listed(_recipe_names(package))
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: selfevolve {command} RECIPE [OPTIONS]\nrecipes: {names}, or FILE.py:NAME")
+        return None
+    raise UserError(f"{command} needs a recipe: selfevolve {command} RECIPE. Recipes: {names}.")
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -141,6 +160,12 @@ def _label(arguments: list[str]) -> None:
     from launch.label import LabelRows, label
 
     label(_with_suite(LabelRows, arguments, "label"))
+
+
+def _synthesise(arguments: list[str]) -> None:
+    from launch.synthesise import Synthesise, synthesise
+
+    synthesise(_with_suite(Synthesise, arguments, "synthesise"))
 
 
 def _with_suite(kind: Any, arguments: list[str], prog: str) -> Any:

@@ -26,6 +26,7 @@ ENABLES = {
     "gui": "UI-Genie's browser environments",
     "dgm": "the Darwin Gödel Machine's sandboxes",
     "ray": "sandboxes and GUI environments on many machines",
+    "easy-vqa": "questions about pictures from the package registry",
     "smollm2": "a pretrained SmolLM2-135M from the package registry, without a model hub",
 }
 # What the systems can use besides this distribution's extras: (name, distributions, programs of

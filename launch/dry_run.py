@@ -10,18 +10,20 @@ import jax.numpy as jnp
 from models import decoder
 from models.params import count
 from selfevolve_jax import run_dir, sharding, trainer
+from selfevolve_jax.mm_upt.recipe import MMUPTRecipe
 from selfevolve_jax.pretrained import source
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.srt import levels
-from selfevolve_jax.srt.recipe import BaseConfig, SRTRecipe
+from selfevolve_jax.srt.recipe import SRTRecipe
+from selfevolve_jax.starting_point import CheckpointConfig
 from selfevolve_jax.trainable import split, trainable_mask
 
 
-def describe(recipe: SRTRecipe | levels.LevelsRecipe) -> str:
+def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
     """The resolved config as JSON, then the figures. Raises what the run itself would refuse."""
     mesh = sharding.make_mesh(recipe.mesh)
     trainer.check_batch(recipe.trainer, mesh)
-    if isinstance(recipe.policy, BaseConfig):
+    if not isinstance(recipe.policy, CheckpointConfig):  # made on the spot
         model = recipe.policy.model
     else:
         model = source.read_model(recipe.policy.path)
@@ -52,9 +54,9 @@ def describe(recipe: SRTRecipe | levels.LevelsRecipe) -> str:
             f"memory       {_bytes(training)} a device for parameters, gradients and optimiser",
             f"             {_bytes(cache * bucket(config.max_new_tokens))} a device for the rollout's "
             "cache at full length, prompts not counted",
-            f"arms         {', '.join(recipe.arms)}"
-            if isinstance(recipe, SRTRecipe)
-            else f"levels       {'; '.join(map(levels.describe, recipe.levels))}",
+            f"levels       {'; '.join(map(levels.describe, recipe.levels))}"
+            if isinstance(recipe, levels.LevelsRecipe)
+            else f"arms         {', '.join(recipe.arms)}",
         )
     )
 

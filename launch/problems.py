@@ -14,15 +14,20 @@ from jax.sharding import Mesh
 from selfevolve_jax import checkpoint, run_dir, sharding, suites
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.mm_upt.drawn import Drawn
+from selfevolve_jax.mm_upt.run import load_task as load_pictures
 from selfevolve_jax.pretrained import source
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.rollout.sampling import Sampling, check_sampling
 from selfevolve_jax.sharding import MeshConfig
 from selfevolve_jax.srt.run import load_task
+from selfevolve_jax.tasks import dataset
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.tasks.base import Row, Task
 from selfevolve_jax.tasks.dataset import DataConfig
+from selfevolve_jax.tasks.easy_vqa import EasyVQAConfig
 from selfevolve_jax.tasks.gym import GymConfig
+from selfevolve_jax.tasks.pictures import PicturesConfig
 from selfevolve_jax.tasks.sums import SumsConfig
 
 
@@ -57,7 +62,8 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Asked:
-    """name: the checkpoint's folder, or what was typed. told: the same for config.json."""
+    """name: the checkpoint's folder, or what was typed. told: the same for config.json. config: what
+    the task was loaded from."""
 
     name: str
     policy: Policy
@@ -66,6 +72,7 @@ class Asked:
     max_new_tokens: int
     mesh: Mesh
     told: dict[str, Any]
+    config: Any
 
 
 def of_suite(options: Problems) -> dict[str, Any]:
@@ -100,17 +107,29 @@ def load(options: Problems, own: Literal["train", "held_out"]) -> Asked:
     else:
         suites.check_there(data, str(options.suite))
     policy = source.load_policy(name, mesh, dtype=options.dtype)
+    config: Any = task_config(stored["task"]) if data is None else data
     if data is None:
-        task = load_task(task_config(stored["task"]), policy, stored["seed"])
+        if isinstance(config, Drawn):
+            task = load_pictures(config, policy, stored["seed"])
+        else:
+            task = load_task(config, policy, stored["seed"])
         rows = task.held_out if own == "held_out" else task.train
     else:
         try:
-            task = load_task(data, policy, options.seed)
+            task = dataset.load_task(
+                data,
+                policy.tokenizer,
+                policy.stop_tokens,
+                vision=policy.model.vision,
+                images=policy.images,
+                form=suites.form(options.suite),
+            )
         except UserError as error:  # tasks speak of a recipe's options
             raise UserError(_retold(str(error), options)) from error
         rows = task.train
     told = {"checkpoint": str(name), "suite": options.suite}
-    return Asked(str(name), policy, task, list(rows[: options.limit]), limit or 1024, mesh, told)
+    rows = list(rows[: options.limit])
+    return Asked(str(name), policy, task, rows, limit or 1024, mesh, told, config)
 
 
 def _data(options: Problems, name: str) -> DataConfig:
@@ -128,10 +147,16 @@ def _retold(message: str, options: Problems) -> str:
     return re.sub(r"--task\.(no-)?([\w-]+)", one, message)
 
 
-def task_config(stored: dict) -> ArithmeticConfig | DataConfig | GymConfig | SumsConfig:
+def task_config(
+    stored: dict,
+) -> ArithmeticConfig | DataConfig | GymConfig | Drawn | SumsConfig:
     """A task's config as it was read back from config.json."""
+    if "kinds" in stored:
+        return PicturesConfig(**{**stored, "kinds": tuple(stored["kinds"])})
     if "numbers" in stored:
         return ArithmeticConfig(**{**stored, "numbers": tuple(stored["numbers"])})
     if "operation" in stored:
         return SumsConfig(**stored)
-    return DataConfig(**stored) if "path" in stored else GymConfig(**stored)
+    if "path" in stored:
+        return DataConfig(**stored)
+    return GymConfig(**stored) if "name" in stored else EasyVQAConfig(**stored)

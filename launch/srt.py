@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import tyro
 
-from launch.dry_run import describe
-from selfevolve_jax.errors import UserError
+from launch.experiment import start
 from selfevolve_jax.srt.levels import LevelsRecipe, run_levels
 from selfevolve_jax.srt.recipe import SRTRecipe
 from selfevolve_jax.srt.replicate import ReplicateRecipe, replicate
@@ -38,27 +34,4 @@ class Run:
 
 def srt(options: Run, name: str) -> None:
     """`name` is the recipe as it was typed; it names the default run directory."""
-    if options.resume and options.run_dir is None:
-        raise UserError("--resume needs --run-dir, the folder of the run to go on with.")
-    if options.dry_run:
-        print(describe(options.recipe))
-        return
-    _say_failed_saves_once()
-    folder = options.run_dir
-    if folder is None:
-        folder = f"runs/srt-{name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
-    go = RUNNERS[type(options.recipe)]
-    go(options.recipe, folder, resume=options.resume, tracker=options.tracker)
-
-
-def _say_failed_saves_once() -> None:
-    """Orbax and TensorStore tell of a failed save at length, from each of their threads, besides
-    raising it; the message that `checkpoint.disk_errors` makes of it is enough."""
-    for library in ("absl", "asyncio"):
-        logging.getLogger(library).setLevel(logging.CRITICAL)
-    sys.unraisablehook = _unraisable
-
-
-def _unraisable(told) -> None:
-    if str(told.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(told)
+    start(options, name, "srt", RUNNERS[type(options.recipe)])

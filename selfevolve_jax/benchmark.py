@@ -72,6 +72,21 @@ def benchmark(
         told=told,
     )
     outcomes = [_outcome(record) for part in parts for record in part]
+    summary = {
+        **summarise(outcomes, k=k, pass_at=pass_at, seed=seed),
+        "problems": len(rows),
+        "samples": k,
+    }
+    if folder is not None and jax.process_index() == 0:
+        run_dir.write_summary(run_dir.absolute(folder), summary)
+    return summary
+
+
+def summarise(
+    outcomes: Sequence[tuple[int, int, int]], *, k: int, pass_at: Sequence[int], seed: int
+) -> dict[str, Any]:
+    """{"figures", "intervals"} from each problem's (right samples of k, whether the vote is right,
+    whether the greedy text is)."""
     correct_R, majority_R, greedy_R = np.asarray(outcomes, np.int64).T
     columns = {
         f"avg@{k}": correct_R / k,
@@ -80,15 +95,10 @@ def benchmark(
         "greedy": greedy_R,
     }
     ends_Mx2 = bootstrap.intervals(np.stack(list(columns.values()), axis=1), seed)
-    summary = {
+    return {
         "figures": {name: float(np.mean(values)) for name, values in columns.items()},
         "intervals": dict(zip(columns, ends_Mx2.tolist(), strict=True)),
-        "problems": len(rows),
-        "samples": k,
     }
-    if folder is not None and jax.process_index() == 0:
-        run_dir.write_summary(run_dir.absolute(folder), summary)
-    return summary
 
 
 def _outcome(record: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
     RUN/config.json           resolved config, versions, git revision
     RUN/metrics.jsonl         one line a step (metrics.py)
     RUN/samples/step_000123.jsonl[.gz]
+    RUN/images/               pictures that the samples of the report are about (`keep_image`)
     RUN/checkpoints/  RUN/tensorboard/  RUN/report.html  RUN/summary.json
     RUN/arms/ARM/…            the same again for each arm of a recipe with several
 
@@ -16,6 +17,8 @@ import contextlib
 import dataclasses
 import errno
 import gzip
+import hashlib
+import io
 import json
 import math
 import os
@@ -37,6 +40,7 @@ PACKAGES = (
     *("selfevolve-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("numpy", "transformers", "datasets", "math-verify"),
 )
+ROWS_SHOWN = 2  # of a step's rows, the first ones are those that the report shows
 GZIP_ABOVE_BYTES = 1 << 20  # small sample files stay readable with any pager
 DISK_REASONS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
@@ -125,7 +129,8 @@ def write_samples(
 ) -> epath.Path:
     """samples/step_%06d.jsonl, one line a row: {"step", "row", "prompt", "gold", "pseudo_label",
     "majority_fraction", "votes": {answer: count}, "samples": [{"text", "answer", "reward",
-    "trained", "parts": {name: number}, "length", "stopped"}]}. Gzipped (.jsonl.gz) above 1 MiB."""
+    "trained", "parts": {name: number}, "length", "stopped"}]}, and for the first ROWS_SHOWN rows, if
+    they have pictures, "images": [path] (`keep_image`). Gzipped (.jsonl.gz) above 1 MiB."""
     text = "".join(_dumps(row) + "\n" for row in rows)
     data = text.encode()
     plain = epath.Path(run_dir) / "samples" / f"step_{step:06d}.jsonl"
@@ -137,9 +142,27 @@ def write_samples(
         path, stale, data = zipped, plain, gzip.compress(data, compresslevel=6, mtime=0)
     else:
         path, stale = plain, zipped
-    _write_bytes_atomic(path, data)
+    write_bytes_atomic(path, data)
     stale.unlink(missing_ok=True)  # left by an earlier life of a resumed run
     return path
+
+
+def keep_image(run_dir: str | os.PathLike[str], image: str | bytes) -> str:
+    """Where a row of samples finds its picture: the path that it came from, made absolute; of a file's
+    bytes images/HASH.KIND in the run directory, relative to it and written there once, as it is.
+    Raises DiskError if the disk refuses."""
+    if isinstance(image, str):
+        return os.fspath(absolute(image))
+    from PIL import Image  # only runs with pictures need it
+
+    with Image.open(io.BytesIO(image)) as opened:
+        kind = (opened.format or "png").lower()
+    path = epath.Path(run_dir) / "images" / f"{hashlib.sha256(image).hexdigest()[:16]}.{kind}"
+    if not path.exists():
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes_atomic(path, image)
+    return f"images/{path.name}"
 
 
 def sample_steps(run_dir: str | os.PathLike[str]) -> dict[int, epath.Path]:
@@ -186,7 +209,7 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     Raises DiskError, naming the path and the reason, when the disk is full or read-only, the quota
     is spent or permission is missing.
     """
-    _write_bytes_atomic(epath.Path(path), text.encode())
+    write_bytes_atomic(epath.Path(path), text.encode())
 
 
 def jsonable(obj: Any) -> Any:
@@ -326,7 +349,8 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
-def _write_bytes_atomic(path: epath.Path, data: bytes) -> None:
+def write_bytes_atomic(path: epath.Path, data: bytes) -> None:
+    """`write_text_atomic` for bytes."""
     with disk_errors(path):
         if is_remote(path):
             path.write_bytes(data)

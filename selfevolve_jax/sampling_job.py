@@ -37,8 +37,8 @@ from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.tasks.base import Row, Task
 
 # Keys apart from each other's and from the trainer's (its ROLLOUT is 1, and so on).
-Purpose = Literal["labels", "evaluation"]
-_PURPOSES: dict[Purpose, int] = {"labels": 101, "evaluation": 102}
+Purpose = Literal["labels", "evaluation", "questions"]
+_PURPOSES: dict[Purpose, int] = {"labels": 101, "evaluation": 102, "questions": 103}
 # What a kill may cost. It must not follow from rollout.slots: a machine with less memory goes on.
 SAMPLES_A_PART = 1024
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
+from selfevolve_jax import run_dir
 from selfevolve_jax.judges.base import Verdict
 from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.judges.ground_truth import label_accuracy, sample_accuracy
@@ -113,6 +115,22 @@ def sample_records(
     if dropped is not None:
         records += [record | {"dropped": True} for record in sample_records(step, dropped)]
     return records
+
+
+def with_pictures(
+    records: Sequence[dict[str, Any]], rows: Sequence[Row], folder: epath.PathLike
+) -> list[dict[str, Any]]:
+    """The records of `sample_records` with "images": where the pictures of their rows are found, kept
+    in the run directory `folder` as `run_dir.keep_image` does. rows: those of the records, in order.
+
+    Only of the first `run_dir.ROWS_SHOWN` rows, which the report can show: a published step asks 512
+    questions, and with all their pictures a run would soon hold its data set again. Records of rows
+    without pictures stay as they are. Raises DiskError if the disk refuses."""
+    told = list(records)
+    for i, row in enumerate(rows[: run_dir.ROWS_SHOWN]):
+        if row.images:
+            told[i] = records[i] | {"images": [run_dir.keep_image(folder, f) for f in row.images]}
+    return told
 
 
 def _record(

@@ -1,12 +1,14 @@
-"""Published test sets by name: where each is on the Hugging Face hub, and how it is read."""
+"""Published test sets by name: where each is on the Hugging Face hub, and how it is read. Those with
+pictures are in `vlm_suites`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+from selfevolve_jax import vlm_suites
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.tasks.dataset import DataConfig
+from selfevolve_jax.tasks.dataset import DataConfig, Form
 from selfevolve_jax.tasks.prompts import BOXED_SUFFIX
 from selfevolve_jax.tasks.records import read_records
 
@@ -46,9 +48,13 @@ def suite(name: str) -> DataConfig | None:
     """The suite that `name` means: NAME, or NAME=PATH for a copy of it on disk; None for anything else,
     which is then a path or a hub id of the user's own."""
     known, _, path = name.partition("=")
-    if known not in SUITES:
-        return None
-    return replace(SUITES[known], path=path) if path else SUITES[known]
+    found = SUITES.get(known) or vlm_suites.SUITES.get(known)
+    return replace(found, path=path) if found and path else found
+
+
+def form(name: str | None) -> Form | None:
+    """How the suite that `name` means holds its problems, where not plainly in columns."""
+    return None if name is None else vlm_suites.FORMS.get(name.partition("=")[0])
 
 
 def check_there(config: DataConfig, name: str) -> None:
@@ -63,7 +69,7 @@ def check_there(config: DataConfig, name: str) -> None:
         if Path(config.path).expanduser().exists() or error.__cause__ is None:
             raise
         reason = (str(error.__cause__).strip() or type(error.__cause__).__name__).splitlines()[0]
-        then = f"{name}=DIR" if name in SUITES else "DIR"
+        then = "DIR" if suite(name) is None else f"{name.partition('=')[0]}=DIR"
         raise UserError(
             f"suite {name}: the data set {config.path} is not here, and could not be had from the "
             f"hub: {reason}\nFix, where there is a network:\n"

@@ -359,7 +359,8 @@ def train(
                 host_metrics["resample/rounds"] = rounds
                 host_metrics["resample/rows"] = progress["position"] - before
             if main:
-                files.write_samples(folder, step, step_log.sample_records(step, kept, dropped))
+                records = step_log.sample_records(step, kept, dropped)
+                files.write_samples(folder, step, step_log.with_pictures(records, rows, folder))
             clock.lap("log")
             host_metrics |= clock.metrics(int(samples.lengths_RxG.sum()))
             host_metrics["train/learning_rate"] = rate((step - 1) * grpo.minibatches)

@@ -9,7 +9,8 @@ from models.shared import unconstrained
 from selfevolve_jax.sft import supervised_batch, supervised_step, train
 from selfevolve_jax.state import init_params, init_state
 
-PAIRS = [([3, 1], [4, 1, 5]), ([9, 2, 6, 5], [3]), ([5], [8, 9, 7, 9]), ([3, 2, 3], [8, 4])]
+ROWS = [([3, 1], [([], [4, 1, 5])]), ([9, 2, 6, 5], [([], [3])]), ([5], [([], [8, 9, 7, 9])])]
+ROWS.append(([3], [([2, 3], [8, 4])]))
 LENGTH = 8
 ADAM = optax.adam(1e-2)
 
@@ -30,18 +31,28 @@ def step(state, batch, tiny, accumulate=1):
 
 
 def test_the_layout_written_out_by_hand():
-    batch = supervised_batch([([3, 1], [4, 5, 6]), ([7], [8])], 6)
-    assert batch.tokens_BxT.tolist() == [[3, 1, 4, 5, 6, 0], [7, 8, 0, 0, 0, 0]]
-    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 0], [0, 1, 0, 0, 0, 0]]
-    assert batch.segment_ids_BxT.tolist() == [[0] * 5 + [-1], [1, 1] + [-1] * 4]
-    assert batch.sequence_ids_BxT.tolist() == [[-1, -1, 0, 0, 0, -1], [-1, 1, -1, -1, -1, -1]]
-    assert not batch.branch_ids_BxT.any()
+    batch = supervised_batch([([3, 1], [([4], [5, 6]), ([], [7])]), ([7], [([], [8])])], 7)
+    assert batch.tokens_BxT.tolist() == [[3, 1, 4, 5, 6, 7, 0], [7, 8, 0, 0, 0, 0, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 0], [0, 1, 0, 0, 0, 0, 0]]
+    assert batch.segment_ids_BxT.tolist() == [[0] * 6 + [-1], [1, 1] + [-1] * 5]
+    assert batch.branch_ids_BxT.tolist() == [[0, 0, 1, 1, 1, 2, 0], [0, 1, 0, 0, 0, 0, 0]]
+    assert batch.sequence_ids_BxT.tolist() == [[-1, -1, -1, 0, 0, 1, -1], [-1, 2] + [-1] * 5]
     response = batch.sequence_ids_BxT >= 0
-    assert batch.source_BxT[response].tolist() == [1, 2, 3, 0]
+    assert batch.source_BxT[response].tolist() == [2, 3, 1, 0]
+
+
+def test_pairs_that_share_a_prompt_have_the_loss_of_rows_of_their_own(state, tiny, mesh1, weights):
+    pairs = [([4], [5, 6]), ([], [7, 2, 9]), ([8, 8], [1])]
+    shared = supervised_batch([([3, 1], pairs)], 12)
+    alone = supervised_batch([([3, 1], [pair]) for pair in pairs], 12)
+    _, a = step(state, shared, tiny)
+    _, b = step(init_state(weights, tiny, ADAM, mesh1), alone, tiny)
+    np.testing.assert_allclose(a["train/loss"], b["train/loss"], rtol=1e-5)
+    np.testing.assert_allclose(a["train/grad_norm"], b["train/grad_norm"], rtol=1e-4)
 
 
 def test_the_loss_is_the_mean_negative_log_likelihood_of_response_tokens(state, tiny, weights):
-    _, metrics = step(state, supervised_batch(PAIRS, LENGTH), tiny)
+    _, metrics = step(state, supervised_batch(ROWS, LENGTH), tiny)
 
     @jax.jit
     def scores(weights, tokens, segment):
@@ -50,18 +61,18 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_response_tokens(state, 
         return jax.nn.log_softmax(decoder.logits(weights, hidden, tiny))[0]
 
     total = []
-    for prompt, answer in PAIRS:
-        text = [*prompt, *answer]
+    for prompt, [(more, answer)] in ROWS:
+        text = [*prompt, *more, *answer]
         padded = np.array([text + [0] * (LENGTH - len(text))], np.int32)
         segment = np.where(np.arange(LENGTH) < len(text), 0, -1)[None]
         logp = np.asarray(scores(weights, padded, segment))
-        total += [-logp[t - 1, text[t]] for t in range(len(prompt), len(text))]
+        total += [-logp[t - 1, text[t]] for t in range(len(text) - len(answer), len(text))]
     assert len(total) == 10
     np.testing.assert_allclose(metrics["train/loss"], np.mean(total), rtol=1e-5)
 
 
 def test_accumulation_does_not_change_the_numbers(state, tiny, mesh1, weights):
-    batch = supervised_batch(PAIRS, LENGTH)
+    batch = supervised_batch(ROWS, LENGTH)
     whole, a = step(state, batch, tiny)
     parts, b = step(init_state(weights, tiny, ADAM, mesh1), batch, tiny, accumulate=2)
     np.testing.assert_allclose(a["train/loss"], b["train/loss"], rtol=1e-6)
@@ -76,7 +87,7 @@ def test_accumulation_does_not_change_the_numbers(state, tiny, mesh1, weights):
 
 
 def test_a_tiny_mapping_is_learnt(state, tiny):
-    batch = supervised_batch(PAIRS, LENGTH)
+    batch = supervised_batch(ROWS, LENGTH)
     state, loss = train(state, [batch] * 30, tiny, ADAM, unconstrained)
     assert loss < 0.2 < 2 < np.log(16)  # from about ln 16, which is 2.8
     assert state.step == 30

@@ -9,6 +9,7 @@ from models import decoder, vision
 from models.config import ModelConfig
 from models.shared import Constrain, unconstrained
 from selfevolve_jax.grpo.batch import Batch
+from selfevolve_jax.rollout.sampling import without_image_token
 
 
 def token_logprobs(
@@ -58,7 +59,7 @@ def token_logprobs(
     def score(_, piece):
         hidden, target = piece
         logits = constrain(decoder.logits(params, hidden, cfg), ("batch", "length", "vocab"))
-        logits = logits / scale
+        logits = without_image_token(logits, cfg) / scale
         norm = jax.nn.logsumexp(logits, axis=-1)
         probs = jnp.exp(logits - norm[..., None])
         # A masked sum and not take_along_axis: it also works where the vocabulary is sharded.

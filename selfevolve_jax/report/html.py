@@ -11,10 +11,12 @@ import numpy as np
 from etils import epath
 
 from selfevolve_jax import run_dir
+from selfevolve_jax.mm_upt import published
 from selfevolve_jax.report import figures
-from selfevolve_jax.report.load import Arm, load_arms
+from selfevolve_jax.report.load import Arm, Run, load_arms
+from selfevolve_jax.report.shown import pictured
 
-ROWS_SHOWN, SAMPLES_SHOWN, VOTES_SHOWN = 2, 3, 5
+ROWS_SHOWN, SAMPLES_SHOWN, VOTES_SHOWN = run_dir.ROWS_SHOWN, 3, 5
 TEXT_SHOWN = 1500  # characters of a prompt or a response
 COLLAPSE_DROP = 0.05  # a fall from the peak that is worth a sentence; beyond held-out noise
 
@@ -107,14 +109,16 @@ def render(arms: Sequence[Arm]) -> str:
     return environment.get_template("template.html.j2").render(
         arms=[(i, arm.label, len(arm.runs)) for i, arm in enumerate(arms)],
         colours=figures.ARM_COLOURS,
-        paths=list(dict.fromkeys(run.path.split("/arms/")[0] for run in runs)),
+        paths=list(dict.fromkeys(_experiment(run) for run in runs)),
         ended=all(run.ended for run in runs),
         findings=findings(arms),
         metrics=[(name, NAMES.get(name, name.replace("_", " "))) for name in names],
         table=[(i, arm.label, [change(arm, name) for name in names]) for i, arm in enumerate(arms)],
+        paper=beside_paper(arms),
+        published=published,
         sections=sections(arms),
         samples=[
-            (i, arm.label, arm.runs[0].samples) for i, arm in enumerate(arms) if arm.runs[0].samples
+            (i, arm.label, _shown(arm.runs[0])) for i, arm in enumerate(arms) if arm.runs[0].samples
         ],
         shown=(ROWS_SHOWN, SAMPLES_SHOWN, VOTES_SHOWN),
         config=side_by_side(arms, lambda run: run.config),
@@ -148,9 +152,58 @@ def change(arm: Arm, metric: str) -> Change:
 
     before = spread([r.before[metric] for r in arm.runs if metric in r.before])
     after = spread([r.after[metric] for r in arm.runs if metric in r.after])
-    both = [r for r in arm.runs if metric in r.before and metric in r.after]
-    rise = spread([r.after[metric] - r.before[metric] for r in both])
+    rise = spread(_rises(arm, metric))
     return Change(before, after, rise[0] if rise else None)
+
+
+def _rises(arm: Arm, metric: str) -> list[float]:
+    """Of each run that has the figure before and after; where one is no number, NaN."""
+    both = [r for r in arm.runs if metric in r.before and metric in r.after]
+    return [r.after[metric] - r.before[metric] for r in both]
+
+
+def beside_paper(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """The rows of the table that holds MM-UPT's gains against those of its paper; none without a run
+    of MM-UPT.
+
+    A run is one of MM-UPT if it has an arm of that name, and then all its arms are in the table; after
+    them come arms that only the paper has. Each row: "number" of the arm, None if it was not run,
+    "name", "runs", "gain" and "range" (least, greatest) of the held-out mean, in points of 100 and None
+    where unknown, and "paper": for each of `published.DATA_SETS` (average, gain), empty where the paper
+    prints none.
+    """
+    ours = {_experiment(run) for arm in arms for run in arm.runs if run.arm == "mm_upt"}
+    rows, met = [], set[str]()
+    for number, arm in enumerate(arms):
+        if not all(_experiment(run) in ours for run in arm.runs):
+            continue
+        name = arm.runs[0].arm
+        met.add(name)
+        gains = [100 * rise for rise in _rises(arm, "mean") if np.isfinite(rise)]
+        rows.append(
+            {
+                **{"number": number, "name": arm.label, "runs": len(arm.runs)},
+                "gain": float(np.mean(gains)) if gains else None,
+                "range": (min(gains), max(gains)) if len(gains) > 1 else None,
+                "paper": published.gains(name),
+            }
+        )
+    if rows:
+        absent = [name for name in published.AVERAGES if name not in met]
+        unknown = {"number": None, "runs": 0, "gain": None, "range": None}
+        rows += [{**unknown, "name": name, "paper": published.gains(name)} for name in absent]
+    return rows
+
+
+def _experiment(run: Run) -> str:
+    """The directory of the experiment that a run is an arm of."""
+    return run.path.rsplit("/arms/", 1)[0]
+
+
+def _shown(run: Run) -> list[tuple[int, list[dict[str, Any]]]]:
+    """The steps and rows that the page shows, with their pictures."""
+    folder = epath.Path(run.path)
+    return [(step, [pictured(folder, r) for r in rows[:ROWS_SHOWN]]) for step, rows in run.samples]
 
 
 def findings(arms: Sequence[Arm]) -> list[tuple[int, str, str]]:

@@ -165,11 +165,13 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[np.ndarray, n
 def _checked_rows(path: epath.Path) -> list[dict[str, Any]]:
     rows = run_dir.read_samples(path)
     for number, row in enumerate(rows, 1):
-        votes = row.get("votes") or {}
+        votes, images = row.get("votes") or {}, row.get("images") or []
         sound = (
             isinstance(row.get("prompt"), str)
             and isinstance(votes, dict)
             and all(isinstance(count, int) for count in votes.values())
+            and isinstance(images, list)
+            and all(isinstance(name, str) for name in images)
             and all(
                 isinstance(s, dict)
                 and isinstance(s.get("text"), str)
@@ -179,8 +181,8 @@ def _checked_rows(path: epath.Path) -> list[dict[str, Any]]:
         )
         if not sound:
             raise UserError(
-                f"{path} line {number} is damaged: a row needs a prompt, votes as counts, and "
-                "samples with text and reward. Fix: remove or restore the file."
+                f"{path} line {number} is damaged: a row needs a prompt, votes as counts, images (if "
+                "any) as paths, and samples with text and reward. Fix: remove or restore the file."
             )
     return rows
 

@@ -30,7 +30,13 @@ from selfevolve_jax import sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.rollout.prompt_images import FEATURE_AXES, PromptImages
-from selfevolve_jax.rollout.sampling import Sampling, draw, sampling_logprobs, token_stats
+from selfevolve_jax.rollout.sampling import (
+    Sampling,
+    draw,
+    sampling_logprobs,
+    token_stats,
+    without_image_token,
+)
 
 
 @dataclass(frozen=True)
@@ -169,7 +175,7 @@ def _decode_chunk(
             rotary_positions=(slots.position + slots.shift)[:, None],
         )
         scores_SxV = decoder.logits(params, hidden[:, 0], cfg)
-        logprobs_SxV = sampling_logprobs(scores_SxV, sampling)
+        logprobs_SxV = sampling_logprobs(without_image_token(scores_SxV, cfg), sampling)
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.generated)
         token, logprob = draw(logprobs_SxV, keys)
         active, generated = slots.active, slots.generated + slots.active

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from models.config import ModelConfig
 from selfevolve_jax.errors import UserError
 
 
@@ -67,6 +68,17 @@ def sampling_logprobs(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
     logprobs = jax.nn.log_softmax(scores, axis=-1)
     best = jnp.argmax(scores, axis=-1, keepdims=True) == jnp.arange(vocab)
     return jnp.where(greedy, jnp.where(best, 0.0, -jnp.inf), logprobs)
+
+
+def without_image_token(logits: jax.Array, cfg: ModelConfig) -> jax.Array:
+    """Scores [..., V] in which the image token's is out of reach: what it stands for is a piece of a
+    picture, which no text has. Sampler and trainer both use it, so that their log-probs agree."""
+    if cfg.vision is None:
+        return logits
+    image = jnp.arange(logits.shape[-1]) == cfg.vision.image_token
+    return jnp.where(
+        image, -1e9, logits
+    )  # finite, as an entropy multiplies it by its probability 0
 
 
 def draw(logprobs_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:

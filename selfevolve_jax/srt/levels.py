@@ -28,8 +28,9 @@ from jax.sharding import Mesh
 
 from models import decoder
 from models.config import ModelConfig
-from selfevolve_jax import checkpoint, evaluate, run_dir, sharding, trainer
+from selfevolve_jax import checkpoint, evaluate, made_base, run_dir, sharding, trainer
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.experiment import say
 from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.report.html import write_report
 from selfevolve_jax.sharding import MeshConfig
@@ -129,11 +130,11 @@ def run_levels(
     )
     summary["levels"] = {level_name(n): describe(c) for n, c in enumerate(recipe.levels, 1)}
     spent = summary["seconds"]
-    tasks, policy = load_levels(recipe, mesh, say=_say if main else lambda text: None)
+    tasks, policy = load_levels(recipe, mesh, say=say if main else lambda text: None)
     if main:
         run_dir.create(folder, config, resume, MAY_CHANGE)
         for name, task in zip(summary["levels"], tasks, strict=True):
-            _say(
+            say(
                 f"{name}, {summary['levels'][name]}: {len(task.train)} problems to train on, "
                 f"{len(task.held_out)} held out"
             )
@@ -189,9 +190,9 @@ def run_levels(
             reached = train(name, CHAINS[chain], level, recipe.trainer, *reached)
     if main:
         report = write_report([folder], folder / run_dir.REPORT)
-        _say(table(summary))
-        _say(f"{summary['seconds']:.0f} s. Report: {report}")
-        _say(climb(recipe, summary))
+        say(table(summary))
+        say(f"{summary['seconds']:.0f} s. Report: {report}")
+        say(climb(recipe, summary))
     return summary
 
 
@@ -206,12 +207,7 @@ def load_levels(recipe: LevelsRecipe, mesh: Mesh, say) -> tuple[list[Task], chec
             assert isinstance(level, ArithmeticConfig)  # the recipe checks it
             with _named(number, level):
                 tasks.append(arithmetic.load_task(level, recipe.seed))
-        size, known = recipe.policy.model.vocab_size, len(tasks[0].tokenizer)
-        if size < known:
-            raise UserError(
-                f"policy.model.vocab_size={size} is less than the tokenizer's {known} tokens. Use "
-                f"{known} or more."
-            )
+        made_base.check_vocabulary(recipe.policy.model, tasks[0])
         avoided = replace(tasks[0], held_out=[row for task in tasks for row in task.held_out])
         width = max(c.width for c in recipe.levels if isinstance(c, ArithmeticConfig))  # of all
         policy = get_base(recipe.policy, avoided, width, recipe.seed, mesh, say)
@@ -340,7 +336,3 @@ def climb(recipe: LevelsRecipe, summary: dict[str, Any]) -> str:
         ]
         lines.append(f"{chain:<8}" + ", ".join(cells))
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

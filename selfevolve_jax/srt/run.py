@@ -1,25 +1,23 @@
 """SRT: a policy trains on its own majority vote, beside arms that tell what the vote was worth.
 
 For each arm, the loop of `trainer.train`: sample G answers to every prompt, let them vote, reward
-agreement with the winner, take a policy-gradient step. The arms share the base policy, the prompts,
-their order and the random numbers; they differ in their judge, or in one cure (`arms.ARMS`).
+agreement with the winner, take a policy-gradient step. The arms (`arms.ARMS`) are those of one
+`experiment`.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
-import jax
 from etils import epath
+from jax.sharding import Mesh
 
-from selfevolve_jax import checkpoint, run_dir, sharding, trainer
+from selfevolve_jax import checkpoint, experiment, made_base, starting_point
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.labels import Label, label_rows, read_labels, top_fraction, with_labels
-from selfevolve_jax.pretrained import source
-from selfevolve_jax.report.html import write_report
 from selfevolve_jax.srt.arms import ARMS
 from selfevolve_jax.srt.base import get_base
 from selfevolve_jax.srt.recipe import BaseConfig, SRTRecipe
@@ -27,10 +25,7 @@ from selfevolve_jax.srt.test_time import at_test_time
 from selfevolve_jax.tasks import arithmetic, dataset, gym, sums
 from selfevolve_jax.tasks.base import Row, Task
 
-# What --resume may change: neither alters what the run has done so far.
-MAY_CHANGE = frozenset(
-    ("arms", "trainer.eval_every", "trainer.save_every", "trainer.keep", "trainer.rollout")
-)
+MAY_CHANGE = experiment.MAY_CHANGE
 
 
 def run(
@@ -41,70 +36,29 @@ def run(
     tracker: Literal["wandb", "trackio"] | None = None,
 ) -> dict:
     """Trains every arm of the recipe; returns the summary that it also writes and prints."""
-    began, main = time.monotonic(), jax.process_index() == 0
-    mesh = sharding.make_mesh(recipe.mesh)
-    trainers = {arm: ARMS[arm].change(recipe.trainer) for arm in recipe.arms}
-    for config in trainers.values():
-        trainer.check_batch(config, mesh)  # before any folder is made or weight loaded
-    config = run_dir.jsonable(recipe)
-    folder = run_dir.absolute(folder)
-    run_dir.check(folder, config, resume, MAY_CHANGE)
-    task, policy = load(recipe, mesh, say=_say if main else lambda text: None)
-    if recipe.test_time:
-        task = at_test_time(task)
-    if main:
-        run_dir.create(folder, config, resume, MAY_CHANGE)
-        dropped = ", ".join(f"{n} {reason}" for reason, n in task.counts.items() if n)
-        _say(
-            f"{task.name}: {len(task.train)} problems to train on, {len(task.held_out)} held out"
-            + (f"; left out: {dropped}" if dropped else "")
-        )
+    plans = {
+        arm: experiment.Plan(ARMS[arm].judge, ARMS[arm].change(recipe.trainer))
+        for arm in recipe.arms
+    }
 
-    there = (folder / run_dir.SUMMARY).exists()
-    earlier: dict[str, Any] = run_dir.read_summary(folder) if there else {"arms": {}}
-    spent: float = earlier.get("seconds", 0.0)
-    summary = {"arms": dict(earlier["arms"]), "seconds": spent}
-    labels = _labels(recipe, task, policy, mesh, folder) if _wants_labels(recipe) else {}
-    for arm in recipe.arms:
-        arm_dir = folder / "arms" / arm
-        if main:
-            again = (arm_dir / run_dir.CONFIG).exists()
-            own = run_dir.jsonable(replace(recipe, trainer=trainers[arm], arms=(arm,)))
-            run_dir.create(arm_dir, own, again, MAY_CHANGE)
-        result = trainer.train(
-            policy.params,
-            policy.model,
-            replace(task, train=_train_rows(recipe, arm, task.train, labels)),
-            ARMS[arm].judge,
-            trainers[arm],
-            seed=recipe.seed,
-            mesh=mesh,
-            folder=arm_dir,
-            title=arm,
-            tracker=tracker,
-        )
-        summary["arms"][arm] = {
-            "before": result.before,
-            "after": result.after,
-            "best": result.best,
-            **({"ended": result.ended} if result.ended else {}),
-        }
-        summary["seconds"] = spent + time.monotonic() - began
-        if main:  # after each arm: what has ended can be read while the next one runs
-            run_dir.write_summary(folder, summary)
-    if main:
-        report = write_report([folder], folder / run_dir.REPORT)
-        _say(headline(summary))
-        _say(f"{summary['seconds']:.0f} s. Report: {report}")
-    return summary
+    def loaded(mesh: Mesh, say: Callable[[str], None]) -> tuple[Task, checkpoint.Policy]:
+        task, policy = load(recipe, mesh, say=say)
+        return at_test_time(task) if recipe.test_time else task, policy
+
+    rows = partial(_rows, recipe)
+    return experiment.run(recipe, folder, plans, loaded, rows, resume=resume, tracker=tracker)
 
 
-def _wants_labels(recipe: SRTRecipe) -> bool:
-    return any(ARMS[arm].labels for arm in recipe.arms)
+def _rows(
+    recipe: SRTRecipe, task: Task, policy: checkpoint.Policy, mesh: Mesh, folder: epath.Path
+) -> Callable[[str], Sequence[Row]]:
+    wanted = any(ARMS[arm].labels for arm in recipe.arms)
+    labels = _labels(recipe, task, policy, mesh, folder) if wanted else {}
+    return lambda arm: _train_rows(recipe, arm, task.train, labels)
 
 
 def _labels(
-    recipe: SRTRecipe, task: Task, policy: checkpoint.Policy, mesh, folder: epath.Path
+    recipe: SRTRecipe, task: Task, policy: checkpoint.Policy, mesh: Mesh, folder: epath.Path
 ) -> dict[int, Label]:
     """What the policy answers before training: read from where the recipe says, or made now, once for
     all arms and seeds of resumption, in RUN/labels."""
@@ -136,24 +90,16 @@ def _train_rows(
     return top_fraction(rows, labels, use, recipe.labels.fraction)
 
 
-def load(recipe: SRTRecipe, mesh, say) -> tuple[Task, checkpoint.Policy]:
+def load(
+    recipe: SRTRecipe, mesh: Mesh, say: Callable[[str], None]
+) -> tuple[Task, checkpoint.Policy]:
     """The task and the policy to start from. For tasks of text, the policy's own tokenizer reads it."""
     if isinstance(recipe.policy, BaseConfig):
         assert isinstance(recipe.task, arithmetic.ArithmeticConfig)  # the recipe checks it
         task = arithmetic.load_task(recipe.task, recipe.seed)
-        size, known = recipe.policy.model.vocab_size, len(task.tokenizer)
-        if size < known:
-            raise UserError(
-                f"policy.model.vocab_size={size} is less than the tokenizer's {known} tokens. Use "
-                f"{known} or more."
-            )
+        made_base.check_vocabulary(recipe.policy.model, task)
         return task, get_base(recipe.policy, task, recipe.task.width, recipe.seed, mesh, say)
-    chosen = recipe.policy
-    policy = source.load_policy(
-        chosen.path, mesh, dtype=chosen.dtype, param_dtype=chosen.param_dtype
-    )
-    if chosen.remat:
-        policy = replace(policy, model=replace(policy.model, remat=chosen.remat))
+    policy = starting_point.load_policy(recipe.policy, mesh)
     return load_task(recipe.task, policy, recipe.seed), policy
 
 
@@ -185,20 +131,3 @@ def load_task(
         vision=policy.model.vision,
         images=policy.images,
     )
-
-
-def headline(summary: dict) -> str:
-    """The figures that the terminal prints last: before and after, arm by arm."""
-    lines = [f"{'held-out accuracy':<20}{'mean':>17}{'majority':>17}{'greedy':>17}"]
-    for arm, figures in summary["arms"].items():
-        before, after = figures["before"], figures["after"]
-        cells = [
-            f"{before[m]:.3f} → {after[m]:.3f}" if m in before and m in after else "no gold"
-            for m in ("mean", "majority", "greedy")
-        ]
-        lines.append(f"{arm:<20}" + "".join(f"{cell:>17}" for cell in cells))
-    return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)

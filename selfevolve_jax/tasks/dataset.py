@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -111,6 +111,16 @@ class DataConfig:
                 ) from error
 
 
+@dataclass(frozen=True)
+class Form:
+    """A data set's own way to hold a problem. columns: those that it takes beside the question's, the
+    answer's and the image's. read: from (where, record) the (question, answer) that take the place of
+    those two."""
+
+    columns: tuple[str, ...]
+    read: Callable[[str, Mapping[str, Any]], tuple[str, str]]
+
+
 def load_task(
     config: DataConfig,
     tokenizer: Any,
@@ -118,16 +128,18 @@ def load_task(
     *,
     vision: VisionConfig | None = None,
     images: ImageConfig | None = None,
+    form: Form | None = None,
 ) -> Task:
     """Reads, checks, tokenizes and splits.
 
     known_stops: tokens that the policy is known to end with, beside the tokenizer's own. vision,
     images: the policy's, None for one that reads text only. Every image is opened here, so that a bad
-    one ends no run later. Row ids are indices in `path`; those of held_out_path go on where they end.
+    one ends no run later. form: how `path` holds its problems, where not plainly in columns. Row ids
+    are indices in `path`; those of held_out_path go on where they end.
     A row is over-long where either of its wordings is. UserError names file, row and reason for the
     first bad row.
     """
-    train_problems = _problems(config, config.path, config.subset, config.split, config.limit)
+    train_problems = read_problems(config, form)
     policy = (tokenizer, vision, images)
     train, dropped = _rows(config, *policy, train_problems, config.path)
     counts = {"prompt_too_long": dropped}
@@ -162,6 +174,12 @@ def load_task(
         counts=counts,
         images=images,
     )
+
+
+def read_problems(config: DataConfig, form: Form | None = None) -> list[Problem]:
+    """The problems of `path`, bare and in file order, before any is held out or left out; errors as
+    `load_task`, of which their ids are the row ids."""
+    return _problems(config, config.path, config.subset, config.split, config.limit, form=form)
 
 
 def _rows(
@@ -262,6 +280,7 @@ def _problems(
     split: str,
     limit: int | None = None,
     first_id: int = 0,
+    form: Form | None = None,
 ) -> list[Problem]:
     # A held-out set of its own is never trained on, and so never asked in other words.
     rephrased_in = config.rephrased_column if first_id == 0 else None
@@ -269,10 +288,17 @@ def _problems(
     columns = [c for c in wanted_texts if c is not None]
     images_in = config.image_column
     problems, has_images, folder = [], images_in is None, _folder(path)
-    wanted = [*columns, *([] if images_in is None else [images_in])]
-    records = read_records(path, subset, split, wanted)
+    wanted = [
+        *columns,
+        *([] if images_in is None else [images_in]),
+        *(form.columns if form else ()),
+    ]
+    records = read_records(path, subset, split, list(dict.fromkeys(wanted)))
     for where, record in itertools.islice(records, limit):
         require_columns(where, record, columns)
+        if form is not None:
+            # The question's column, and the answer's if there is to be gold.
+            record = {**record, **dict(zip(columns, form.read(where, record), strict=False))}
         question = _text(where, config.question_column, record)
         gold = None
         if config.answer_column is not None:

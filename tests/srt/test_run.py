@@ -10,14 +10,15 @@ import pytest
 from etils import epath
 
 from models.config import ModelConfig
-from selfevolve_jax import checkpoint, run_dir, sft, sharding
+from selfevolve_jax import checkpoint, made_base, run_dir, sft, sharding
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.experiment import headline
 from selfevolve_jax.metrics import read_metrics
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.srt import base
 from selfevolve_jax.srt.recipe import BaseConfig, CheckpointConfig, SRTRecipe
-from selfevolve_jax.srt.run import headline, load_task, run
+from selfevolve_jax.srt.run import load_task, run
 from selfevolve_jax.tasks import arithmetic
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.trainer import TrainerConfig
@@ -214,7 +215,7 @@ def test_the_base_is_made_once_and_the_same_each_time(monkeypatch, tmp_path, mes
     monkeypatch.setenv("SELFEVOLVE_CACHE", str(tmp_path / "one"))
     said = []
     made = base.get_base(RECIPE.policy, task_of(), 0, 0, mesh1, said.append)
-    monkeypatch.setattr(base, "_make", lambda *a: pytest.fail("made again"))
+    monkeypatch.setattr(made_base, "make", lambda *a: pytest.fail("made again"))
     found = base.get_base(RECIPE.policy, task_of(), 0, 0, mesh1, said.append)
     monkeypatch.undo()
     monkeypatch.setenv("SELFEVOLVE_CACHE", str(tmp_path / "two"))
@@ -249,7 +250,7 @@ def test_a_base_that_another_process_made_meanwhile_is_taken(monkeypatch, tmp_pa
             shutil.copytree(source, target)  # the other process comes first
         return rename(source, target)
 
-    monkeypatch.setattr(base.os, "rename", second)
+    monkeypatch.setattr(made_base.os, "rename", second)
     base.get_base(RECIPE.policy, task_of(), 0, 0, mesh1, lambda text: None)
     assert len(list((tmp_path / "bases").iterdir())) == 1
 

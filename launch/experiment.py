@@ -1,0 +1,42 @@
+"""What the commands that run a recipe have in common: `selfevolve srt`, `selfevolve mm-upt`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launch.dry_run import describe
+from selfevolve_jax.errors import UserError
+
+
+def start(options: Any, name: str, system: str, go: Callable[..., Any]) -> None:
+    """Runs go(recipe, folder, resume=, tracker=), or shows what would run.
+
+    options: has recipe, run_dir, resume, dry_run and tracker. name: the recipe as it was typed, which
+    with the system's name makes the default run directory."""
+    if options.resume and options.run_dir is None:
+        raise UserError("--resume needs --run-dir, the folder of the run to go on with.")
+    if options.dry_run:
+        print(describe(options.recipe))
+        return
+    _say_failed_saves_once()
+    folder = options.run_dir
+    if folder is None:
+        folder = f"runs/{system}-{name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+    go(options.recipe, folder, resume=options.resume, tracker=options.tracker)
+
+
+def _say_failed_saves_once() -> None:
+    """Orbax and TensorStore tell of a failed save at length, from each of their threads, besides
+    raising it; the message that `checkpoint.disk_errors` makes of it is enough."""
+    for library in ("absl", "asyncio"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
+
+
+def _unraisable(told) -> None:
+    if str(told.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(told)

@@ -1,0 +1,33 @@
+"""`selfevolve mm-upt`: runs a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import tyro
+
+from launch.experiment import start
+from selfevolve_jax.mm_upt.recipe import MMUPTRecipe
+from selfevolve_jax.mm_upt.run import run
+
+
+@dataclass(frozen=True)
+class Run:
+    """MM-UPT: a vision-language model trains on its own majority vote, beside control arms.
+
+    recipe: the experiment. run_dir: where it is kept; by default a new folder under runs/.
+    resume: go on with the run in run_dir. dry_run: show what would run, and touch nothing.
+    tracker: also log to wandb or trackio.
+    """
+
+    recipe: Annotated[MMUPTRecipe, tyro.conf.arg(name="")]
+    run_dir: str | None = None
+    resume: bool = False
+    dry_run: bool = False
+    tracker: Literal["wandb", "trackio"] | None = None
+
+
+def mm_upt(options: Run, name: str) -> None:
+    """`name` is the recipe as it was typed; it names the default run directory."""
+    start(options, name, "mm-upt", run)
