@@ -61,8 +61,8 @@ def draw(rng: np.random.Generator, kind: Kind, faint: bool = False) -> Drawing:
 
 
 def _paper() -> Image.Image:
-    """Redder to the left, bluer to the top. The vision tower knows no absolute place but by what it
-    sees there, and on blank white paper a tiny one takes ten times as long to learn where a row is."""
+    """Redder to the left, bluer to the top: the vision tower knows no absolute place but by what it
+    sees there, and learns a little sooner where a row is."""
     across, down = np.meshgrid(np.linspace(0, 1, SIDE), np.linspace(0, 1, SIDE))
     shade = np.stack([255 - 70 * across, np.full_like(across, 220), 255 - 70 * down], axis=-1)
     return Image.fromarray(shade.astype(np.uint8))

@@ -298,7 +298,7 @@ def test_a_dry_run_touches_nothing(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
     config = json.loads(out[: out.index("\n}") + 2])
     assert config["trainer"]["steps"] == 7 and config["task"]["kinds"] == list(pictures.KINDS)
-    assert "parameters   655,488, of which " in out and "arms         mm_upt, " in out
+    assert "parameters   499,776, of which " in out and "arms         mm_upt, " in out
 
 
 @pytest.mark.parametrize(
