@@ -148,8 +148,9 @@ def write_samples(
 
 
 def keep_image(run_dir: str | os.PathLike[str], image: str | bytes) -> str:
-    """Where a row of samples finds its picture: the path that it came from, made absolute; of a file's
-    bytes images/HASH.KIND in the run directory, relative to it and written there once, as it is.
+    """Where a row of samples, or a written question, finds its picture: the path that it came from,
+    made absolute; of a file's bytes images/HASH.KIND in the directory, relative to it and written there
+    once, as it is.
     Raises DiskError if the disk refuses."""
     if isinstance(image, str):
         return os.fspath(absolute(image))

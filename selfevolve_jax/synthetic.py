@@ -15,7 +15,6 @@ No answer is in it. They come from the vote.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 from collections import Counter
@@ -26,7 +25,6 @@ from typing import Any, Literal
 import jax
 from etils import epath
 from jax.sharding import Mesh
-from PIL import Image
 
 from models.config import ModelConfig, VisionConfig
 from models.decoder import Params
@@ -273,10 +271,7 @@ def synthesise(
         for index in kept:
             place, sample = divmod(index, per_image)
             source, row = planned.sources[place], planned.rows[place]
-            files = [
-                _kept_image(folder, image, key)
-                for image, key in zip(source.images, planned.keys[place], strict=True)
-            ]
+            files = [run_dir.keep_image(folder, image) for image in source.images]
             lines.append(
                 {
                     "image": files if len(files) > 1 else files[0],
@@ -375,17 +370,3 @@ def _image_hash(image: str | bytes, problem: Problem) -> str:
             f"{where}: image {image!r} cannot be read: {error}. Check the path."
         ) from error
     return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _kept_image(folder: epath.Path, image: str | bytes, key: str) -> str:
-    """Where a line finds its image: the file it came from, or a copy beside the questions."""
-    if isinstance(image, str):
-        return str(run_dir.absolute(image))
-    with Image.open(io.BytesIO(image)) as opened:
-        kind = (opened.format or "png").lower()
-    path = folder / "images" / f"{key}.{kind}"
-    if not path.exists():
-        with run_dir.disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        run_dir.write_bytes_atomic(path, image)
-    return f"images/{path.name}"

@@ -25,7 +25,7 @@ from PIL import Image
 
 from models.config import VisionConfig
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.images import ImageConfig, load_image, picture_tokens, smart_resize
+from selfevolve_jax.images import ImageConfig, load_image
 from selfevolve_jax.tasks import pictures
 from selfevolve_jax.tasks.base import AnswerSpec, Row, Task
 from selfevolve_jax.tasks.pictures import SHOWN, Example
@@ -128,12 +128,7 @@ def prompt_tokens(
 ) -> tuple[int, ...]:
     """The tokens of a prompt with one picture of SIDE x SIDE before the text."""
     start, image, end, *rest = encode(SHOWN + text, encoder)
-    return (start, *[image] * _image_tokens(vision, images), end, *rest)
-
-
-def _image_tokens(vision: VisionConfig, images: ImageConfig) -> int:
-    height, width = smart_resize(SIDE, SIDE, vision.unit, images.min_pixels, images.max_pixels)
-    return picture_tokens((height // vision.patch, width // vision.patch), vision)
+    return (start, *[image] * pictures.image_tokens(SIDE, vision, images), end, *rest)
 
 
 def load_task(
@@ -247,7 +242,8 @@ def noisy_examples(
 
 def longest_example(asking: bool, vision: VisionConfig = VISION) -> int:
     """Tokens of a picture and the longest example about it."""
-    picture, question = _image_tokens(vision, IMAGES) + len(_SPECIAL) - 2, LONGEST_RESPONSE
+    picture = pictures.image_tokens(SIDE, vision, IMAGES) + len(_SPECIAL) - 2
+    question = LONGEST_RESPONSE
     answered = picture + question + len(("shape", ",", "color", "=", "answer", END))
     given = question + len(("answer", END, DIRECT))
     return max(answered, picture + given + question) if asking else answered

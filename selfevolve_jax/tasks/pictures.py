@@ -132,13 +132,14 @@ def prompt_tokens(
     text: str, encoder: Any, vision: VisionConfig, images: ImageConfig
 ) -> tuple[int, ...]:
     """The tokens of a prompt with one picture of SIDE x SIDE before the text."""
-    n = _image_tokens(vision, images)
+    n = image_tokens(SIDE, vision, images)
     start, image, end, *rest = encoder.encode(SHOWN + text, add_special_tokens=False)
     return (start, *[image] * n, end, *rest)
 
 
-def _image_tokens(vision: VisionConfig, images: ImageConfig) -> int:
-    height, width = smart_resize(SIDE, SIDE, vision.unit, images.min_pixels, images.max_pixels)
+def image_tokens(side: int, vision: VisionConfig, images: ImageConfig) -> int:
+    """Of a picture of side x side pixels, in a prompt."""
+    height, width = smart_resize(side, side, vision.unit, images.min_pixels, images.max_pixels)
     return picture_tokens((height // vision.patch, width // vision.patch), vision)
 
 
@@ -278,7 +279,7 @@ def new_drawings(
 
 def longest_example(asking: bool, vision: VisionConfig = VISION) -> int:
     """Tokens of a picture and the longest example about it."""
-    picture = _image_tokens(vision, IMAGES) + len(_SPECIAL) - 2
+    picture = image_tokens(SIDE, vision, IMAGES) + len(_SPECIAL) - 2
     given = len(IN_CONTEXT.format(question="", answer="12:45")) + _LONGEST_QUESTION
     answered = _LONGEST_QUESTION + LONGEST_RESPONSE
     return picture + (max(answered, given + _LONGEST_QUESTION) if asking else answered)
