@@ -21,6 +21,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
 
   selfevolve srt RECIPE [--option value ...]   train on the model's own majority vote
   selfevolve mm-upt RECIPE [--option value ..] the same for a vision-language model
+  selfevolve ui-genie RECIPE [--option value ..] a GUI agent and its reward model raise each other
   selfevolve evaluate CHECKPOINT               avg@k, maj@k, pass@k and greedy against gold
   selfevolve label CHECKPOINT --out DIR        pseudo-labels by the vote of a fixed checkpoint
   selfevolve synthesise CHECKPOINT --out DIR   new questions that the checkpoint writes about its images
@@ -32,6 +33,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
 Each command explains itself: selfevolve COMMAND --help. A RECIPE is a name, or FILE.py:NAME.
 SRT's recipes: {srt}
 MM-UPT's recipes: {mm_upt}
+UI-Genie's recipes: {ui_genie}
 """
 
 
@@ -41,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands: dict[str, Callable[[list[str]], None]] = {
         "srt": _srt,
         "mm-upt": _mm_upt,
+        "ui-genie": _ui_genie,
         "evaluate": _evaluate,
         "label": _label,
         "generate": _generate,
@@ -51,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            names = {s: _listed(_recipe_names(f"configs.{s}")) for s in ("srt", "mm_upt")}
+            names = {s: _listed(_recipe_names(f"configs.{s}")) for s in ("srt", "mm_upt", "ui_genie")}
             print(USAGE.format(**names), end="")
         elif arguments[0] not in commands:
             raise UserError(
@@ -137,6 +140,14 @@ def _mm_upt(arguments: list[str]) -> None:
 
         recipe = load_recipe(name, "configs.mm_upt")
         mm_upt(parse(Run, arguments[1:], f"mm-upt {name}", Run(recipe)), name)
+
+
+def _ui_genie(arguments: list[str]) -> None:
+    if name := _recipe_typed(arguments, "ui-genie", "configs.ui_genie"):
+        from launch.ui_genie import Run, ui_genie
+
+        recipe = load_recipe(name, "configs.ui_genie")
+        ui_genie(parse(Run, arguments[1:], f"ui-genie {name}", Run(recipe)), name)
 
 
 def _recipe_typed(arguments: list[str], command: str, package: str) -> str | None:

@@ -15,6 +15,8 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+from selfevolve_jax.ui_genie import miniwob
+
 DISTRIBUTION = "selfevolve-jax"
 ENABLES = {
     "tpu": "training on TPU",
@@ -23,7 +25,7 @@ ENABLES = {
     "reasoning-gym": "procedural reasoning tasks by name",
     "wandb": "--tracker wandb",
     "trackio": "--tracker trackio",
-    "gui": "UI-Genie's browser environments",
+    "gui": "UI-Genie's browser environments (MiniWoB++ in Chromium, driven by playwright)",
     "dgm": "the Darwin Gödel Machine's sandboxes",
     "ray": "sandboxes and GUI environments on many machines",
     "easy-vqa": "questions about pictures from the package registry",
@@ -33,7 +35,7 @@ ENABLES = {
 # which one must be found, command that installs what is missing).
 OUTSIDE = (
     ("gui", ("playwright",), (), "uv pip install playwright"),
-    ("gui", (), ("chromium", "chromium-browser", "google-chrome"), "apt-get install chromium"),
+    ("gui", (), miniwob.PROGRAMS, "apt-get install chromium-headless-shell"),
     ("dgm", (), ("bwrap",), "apt-get install bubblewrap"),
     ("ray", ("ray",), (), "uv pip install ray"),
 )

@@ -1,0 +1,40 @@
+"""UI-Genie's recipes. `selfevolve ui-genie NAME`; each field is an option: `selfevolve ui-genie NAME --help`."""
+
+from __future__ import annotations
+
+from selfevolve_jax.optimizer import OptimizerConfig
+from selfevolve_jax.rollout.engine import RolloutConfig
+from selfevolve_jax.ui_genie.explore import Exploration
+from selfevolve_jax.ui_genie.recipe import AgentTraining, RewardData, UIGenieRecipe
+from selfevolve_jax.ui_genie.reward_model import RewardTraining
+
+# Of one step, and of two to six.
+TASKS = (
+    *("click-test-2", "click-button", "click-link", "click-dialog-2", "click-tab", "click-widget"),
+    *("focus-text-2", "click-option", "click-checkboxes", "click-button-sequence"),
+    *("enter-text", "click-collapsible", "enter-password", "login-user"),
+)
+
+
+def quickstart() -> UIGenieRecipe:
+    """A tiny Qwen2.5-VL, made here, operates 14 small web pages in a real Chromium. From demonstrations
+    of a few seeds it goes through three rounds of exploring, judging and learning.
+
+    selfevolve ui-genie quickstart
+    """
+    optimizer = OptimizerConfig(
+        learning_rate=3e-4, schedule="cosine", warmup_steps=5, end_factor=0.1, weight_decay=0.0
+    )
+    return UIGenieRecipe(
+        tasks=TASKS,
+        style="short",
+        demonstrations=8,
+        starts=4,
+        held_out=6,
+        exploration=Exploration(candidates=6, keep=3, max_steps=6, earlier=0),
+        max_new_tokens=40,
+        rollout=RolloutConfig(slots=512, chunk=40),
+        agent=AgentTraining(batch=32, epochs=3, optimizer=optimizer),
+        reward=RewardTraining(batch=32, epochs=2, optimizer=optimizer),
+        data=RewardData(continuations=3, failures=24),
+    )

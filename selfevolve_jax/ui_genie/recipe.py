@@ -1,0 +1,146 @@
+"""Everything that defines a UI-Genie run, as one frozen dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from selfevolve_jax.errors import UserError
+from selfevolve_jax.optimizer import OptimizerConfig
+from selfevolve_jax.rollout.engine import RolloutConfig
+from selfevolve_jax.sharding import MeshConfig
+from selfevolve_jax.starting_point import CheckpointConfig
+from selfevolve_jax.ui_genie.contract import Style
+from selfevolve_jax.ui_genie.corruption import Proportions
+from selfevolve_jax.ui_genie.explore import Exploration
+from selfevolve_jax.ui_genie.reward_model import RewardTraining
+from selfevolve_jax.ui_genie.tiny import BaseConfig
+
+ArmName = Literal["co_evolution", "frozen_reward", "no_reward"]
+
+
+@dataclass(frozen=True)
+class AgentTraining:
+    """Agent SFT: the paper's settings. batch: views in an optimiser step. epochs: over the successes of
+    a round, those of the rounds before it and, with `replay`, the demonstrations."""
+
+    batch: int = 160
+    epochs: float = 1.0
+    replay: bool = True
+    accumulate: int = 1
+    train_vision: bool = False
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=1e-5, schedule="cosine", warmup_steps=10
+        )
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"agent.{name}={getattr(self, name)} must be at least 1.")
+        if not self.epochs > 0:
+            raise UserError(f"agent.epochs={self.epochs} must be above 0.")
+
+
+@dataclass(frozen=True)
+class MiniWoBConfig:
+    """tabs of one browser. browser: the program's path; the first Chromium on PATH if None."""
+
+    tabs: int = 8
+    browser: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.tabs < 1:
+            raise UserError(f"screens.tabs={self.tabs} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class RewardData:
+    """What a round's reward-model data is made of.
+
+    continuations: sampled after each step of a failed episode (Math-Shepherd). failures: at most so
+    many failed episodes of a round are labelled in this way. proposals: of the agent for each step of
+    a demonstration, held against it by rule, and at most so many clicks on unrelated elements there.
+    corrupted: corruptions for every success.
+    """
+
+    continuations: int = 5
+    failures: int = 64
+    proposals: int = 4
+    corrupted: float = 1.0
+    proportions: Proportions = field(default_factory=Proportions)
+
+    def __post_init__(self) -> None:
+        for name, least in (("continuations", 1), ("failures", 0), ("proposals", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}.")
+        if self.corrupted < 0:
+            raise UserError(f"data.corrupted={self.corrupted} must not be negative.")
+
+
+@dataclass(frozen=True)
+class UIGenieRecipe:
+    """One UI-Genie experiment: a GUI agent and its reward model, raised round by round.
+
+    tasks: of MiniWoB++, each with a script (demos.SCRIPTS). demonstrations: the seeds of each that the
+    agent and the reward model begin from. starts: fresh seeds of each task in a round. held_out: seeds
+    of each that both are tested on, and nothing learns from. style: how prompts are written
+    (contract). exploration: how a round's episodes are found. chunk: starts explored between two
+    savings.
+    """
+
+    tasks: tuple[str, ...]
+    policy: BaseConfig | CheckpointConfig = field(default_factory=BaseConfig)
+    style: Style = "full"
+    screens: MiniWoBConfig = field(default_factory=MiniWoBConfig)
+    demonstrations: int = 10
+    starts: int = 10
+    held_out: int = 10
+    rounds: int = 3
+    chunk: int = 64
+    exploration: Exploration = field(default_factory=Exploration)
+    max_new_tokens: int = 256
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    agent: AgentTraining = field(default_factory=AgentTraining)
+    reward: RewardTraining = field(default_factory=RewardTraining)
+    data: RewardData = field(default_factory=RewardData)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    arms: tuple[ArmName, ...] = ("co_evolution", "frozen_reward", "no_reward")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        from selfevolve_jax.ui_genie.demos import SCRIPTS
+
+        unknown = [task for task in self.tasks if task not in SCRIPTS]
+        if unknown or not self.tasks or len(set(self.tasks)) < len(self.tasks):
+            raise UserError(
+                f"tasks={' '.join(self.tasks)}: name some, each once, of those that have a script: "
+                f"{', '.join(SCRIPTS)}."
+            )
+        if not self.arms or len(set(self.arms)) < len(self.arms):
+            raise UserError(f"arms={' '.join(self.arms)}: name some, each once.")
+        for name in ("demonstrations", "starts", "held_out", "rounds", "chunk", "max_new_tokens"):
+            if not 1 <= getattr(self, name):
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        for name in ("demonstrations", "starts", "held_out"):
+            if getattr(self, name) >= SEEDS_APART:
+                raise UserError(f"{name}={getattr(self, name)} must be below {SEEDS_APART}.")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must not be negative.")
+        if self.exploration.mode not in ("beam", "best_of_n"):
+            raise UserError(
+                f"exploration.mode={self.exploration.mode}: a round's episodes are chosen by the reward "
+                "model. Use beam or best_of_n; the arm no_reward samples."
+            )
+
+
+# The page's seeds of one purpose lie together: of demonstrations, of what is held out, of each round.
+SEEDS_APART = 10_000
+
+
+def page_seeds(purpose: int, seed: int, n: int) -> range:
+    """n of the pages' own random seeds: for purpose 0 (demonstrations), 1 (held out) or 1 + a round's
+    number, no two runs' or purposes' alike."""
+    first = (seed * 100 + purpose) * SEEDS_APART
+    return range(first, first + n)

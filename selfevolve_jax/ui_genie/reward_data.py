@@ -1,0 +1,373 @@
+"""What a reward model learns from: judged actions, each with the word of where its label came from.
+
+The sources are UI-Genie's (arXiv 2505.21496): demonstrations, an agent's own actions held against
+them, actions on unrelated elements that the present model takes for good ones, outcomes. Corruptions
+and step labels by continuation are in corruption.py and shepherd.py.
+
+Whose word an outcome is, is said by an argument and kept in every row: with by="judge" nothing here
+looks at the environment's own verdict (`Trajectory.success`), with by="environment" nothing else
+counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from selfevolve_jax.errors import UserError
+from selfevolve_jax.ui_genie import actions, trajectory
+from selfevolve_jax.ui_genie.actions import Action, Failure, Frame
+from selfevolve_jax.ui_genie.contract import COMPLETED, View
+from selfevolve_jax.ui_genie.environment import Element
+from selfevolve_jax.ui_genie.evaluators import Truth, strict
+from selfevolve_jax.ui_genie.trajectory import Trajectory
+
+By = Literal["environment", "judge"]  # whose word an outcome is
+Verdict = Literal["environment", "judge", "demonstration", "rule", "construction"]
+Level = Literal["step", "outcome"]
+Source = Literal[
+    "demonstration",  # the steps of demonstrations
+    "rule_verified",  # an agent's own actions, held against demonstrations
+    "hard_negative",  # on an unrelated element, and the present model took it for a good one
+    "shepherd",  # an agent's own steps, by whether success could still be reached
+    "outcome",  # the ends of successes
+    "real_failure",  # the ends of an agent's real failures
+    "truncation",  # corruption.py
+    "cross_task",
+    "redundant",
+]
+MINED_ABOVE = 0.5  # P(positive): there the present model says "good"
+_MINED, _BALANCED = 61, 62  # purposes of draws: no two from one seed are alike
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A view, its pictures by name: all that was seen before step `step` (counted from 0, may be the
+    number of steps: the last screen) of the trajectory with this id. screenshots: one for each entry
+    of the history, then the current one."""
+
+    trajectory: str
+    step: int
+    goal: str
+    history: tuple[str, ...]
+    screenshots: tuple[str, ...]
+    frame: Frame
+    elements: tuple[Element, ...]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One row to train or test a reward model on: was this action good in this view?
+
+    level: "outcome" where the action claims that the task is complete (contract.COMPLETED).
+    verdict: whose word the label is. "construction": the row was made to be wrong.
+    provenance: what else its source knows, and the trajectory's own provenance as "of"; JSON values.
+    """
+
+    view: Seen
+    action: Action
+    label: bool
+    level: Level
+    source: Source
+    verdict: Verdict
+    provenance: Mapping[str, Any]
+
+
+def row(
+    of: Trajectory,
+    step: int,
+    action: Action,
+    label: bool,
+    source: Source,
+    verdict: Verdict,
+    level: Level = "step",
+    provenance: Mapping[str, Any] | None = None,
+) -> Judged:
+    """The row for one action in the view before a step."""
+    seen = Seen(
+        trajectory=of.id,
+        step=step,
+        goal=of.goal,
+        history=tuple(done.action_desc for done in trajectory.done_before(of, step)),
+        screenshots=trajectory.seen_at(of, step),
+        frame=of.frame,
+        elements=trajectory.elements_at(of, step),
+    )
+    told = {**(provenance or {}), "of": dict(of.source)}
+    return Judged(seen, action, label, level, source, verdict, told)
+
+
+def view_of(judged: Judged, screenshots_folder: str | os.PathLike[str], images: int = 1) -> View:
+    """The view of a row, its pictures read: at most `images` before the current one. UserError."""
+    seen = judged.view
+    what = f"the row on step {seen.step} of trajectory {seen.trajectory}"
+    shown = seen.screenshots[-(1 + images) :]
+    pngs = tuple(trajectory.read_png(what, screenshots_folder, name) for name in shown)
+    return View(seen.goal, seen.history, pngs, seen.frame, seen.elements)
+
+
+def succeeded(of: Trajectory, by: By) -> bool | None:
+    """Whether an episode succeeded, by the environment's word or by the judge's (the reward model
+    gave its end more than 0.5); None where they gave none."""
+    if by == "environment":
+        return of.success
+    if by == "judge":
+        return None if of.outcome_score is None else of.outcome_score > 0.5
+    raise ValueError(f"by is {by!r}, not one of {get_args(By)}")
+
+
+def demonstration_rows(demonstrations: Sequence[Trajectory]) -> list[Judged]:
+    """Every step of a demonstration is good. Its claim to be complete, if it makes one, is the
+    business of `outcome_rows`. UserError for one that the environment says failed, and for a step
+    without an action."""
+    rows = []
+    for demo in demonstrations:
+        if demo.success is False:
+            raise UserError(
+                f"demonstration {demo.id} failed by its environment's verdict. Fix: leave it out."
+            )
+        for i, step in enumerate(demo.steps):
+            if step.action is None:
+                raise UserError(
+                    f"demonstration {demo.id} has no action at step {i}. Fix: leave it out."
+                )
+            if not claims_completion(step.action):
+                rows.append(row(demo, i, step.action, True, "demonstration", "demonstration"))
+    return rows
+
+
+def outcome_rows(trajectories: Sequence[Trajectory], by: By) -> list[Judged]:
+    """The claim "the task is complete" on the last screen: good after a success (source "outcome"),
+    bad after a failure ("real_failure", so that training may leave real failures out and a hold-out
+    have them). Trajectories without a verdict give no row."""
+    rows = []
+    for of in trajectories:
+        label = succeeded(of, by)
+        if label is not None:
+            source: Source = "outcome" if label else "real_failure"
+            end = trajectory.outcome_at(of)
+            rows.append(row(of, end, COMPLETED, label, source, by, "outcome"))
+    return rows
+
+
+def rule_verified(
+    demonstrations: Sequence[Trajectory],
+    propose: Callable[[Sequence[tuple[Trajectory, int]]], Sequence[Sequence[str]]],
+) -> tuple[list[Judged], Counter[str]]:
+    """An agent's own actions in the states of demonstrations, judged by `same_action`.
+
+    propose: for (demonstration, step) pairs, the texts that the agent wrote there; one call.
+
+    Returns the rows and counts: "positive", "negative", "undecided" (no row), "repeated" (an action
+    that the agent wrote there before; the row's "samples" says how often), and "unparsable: KIND".
+    """
+    asked = [
+        (demo, i)
+        for demo in demonstrations
+        for i, step in enumerate(demo.steps)
+        if step.action is not None
+    ]
+    rows: list[Judged] = []
+    counts: Counter[str] = Counter()
+    for (demo, i), texts in zip(asked, propose(asked), strict=True):
+        written: Counter[Action] = Counter()
+        for text in texts:
+            parsed = actions.parse(text, demo.frame)
+            if isinstance(parsed, Failure):
+                counts[f"unparsable: {parsed.kind}"] += 1
+            else:
+                written[parsed] += 1
+        for proposed, times in written.items():
+            truth = demo.steps[i].action
+            assert truth is not None
+            label = same_action(proposed, truth, demo.frame, demo.steps[i].elements)
+            counts["repeated"] += times - 1
+            if label is None:
+                counts["undecided"] += 1
+                continue
+            counts["positive" if label else "negative"] += 1
+            level: Level = "outcome" if claims_completion(proposed) else "step"
+            told = {"samples": times, "truth": actions.as_record(truth)}
+            rows.append(row(demo, i, proposed, label, "rule_verified", "rule", level, told))
+    return rows, counts
+
+
+def same_action(
+    proposed: Action, truth: Action, frame: Frame, elements: Sequence[Element]
+) -> bool | None:
+    """Whether an action does what the true one does, by rule; None where the rule cannot say.
+
+    Same type, and: click and long_press hit the true target, which is the smallest element under the
+    true point; a swipe goes in the same direction; a button and a status are equal; an app's name is
+    equal after evaluators.strict's folding; typed text is equal after Unicode's NFC and running
+    spaces together, its case kept, since fields exist that want capitals; wait is wait.
+
+    None: no element lies under the true point; or the point lies beside the target but the smallest
+    element under it holds the whole target (a label's button, say), which may do the same.
+    """
+    box = None
+    if truth.action in ("click", "long_press") and proposed.action == truth.action:
+        target = element_at(elements, truth.coordinate)
+        if target is None:
+            return None
+        hit = element_at(elements, proposed.coordinate)
+        if hit is not None and not _inside(proposed.coordinate, target) and _holds(hit, target):
+            return None
+        left, top, right, bottom = target.box
+        box = (left, top, right - 1, bottom - 1)  # of an evaluator's box the edges belong to it
+    if not strict(proposed, Truth(truth, frame, box)).step:
+        return False
+    return truth.action != "type" or _typed(proposed.text) == _typed(truth.text)
+
+
+def hard_negatives(
+    demonstrations: Sequence[Trajectory],
+    score: Callable[
+        [Sequence[tuple[Trajectory, int, Sequence[Action]]]], Sequence[Sequence[float]]
+    ],
+    per_step: int,
+    seed: int,
+    describe: Callable[[Action, Element, Element], str] | None = None,
+) -> tuple[list[Judged], Counter[str]]:
+    """Clicks and long presses on elements unrelated to the target that the present reward model takes
+    for good: its score is above MINED_ABOVE.
+
+    Unrelated: on the screen's list, not overlapping the target, of another text, and not what another
+    step of the same demonstration acts on, by place or by text (the order of two clicks is often
+    free, so that a later target may be right now).
+
+    score: the present model's P(positive) of each action in the view before (demonstration, step);
+      one call. per_step: at most so many proposals a step, drawn from `seed`.
+    describe: (true action, target, other element) -> action_desc of the proposal; None: the true
+      one's, with the other's text in place of the target's, so that the words give nothing away.
+
+    Returns the rows and counts: "proposed", "kept".
+    """
+    asked: list[tuple[Trajectory, int, list[Action]]] = []
+    for n, demo in enumerate(demonstrations):
+        for i, step in enumerate(demo.steps):
+            rng = np.random.default_rng([seed, _MINED, n, i])
+            truth = step.action
+            if truth is None or truth.action not in ("click", "long_press"):
+                continue
+            target = element_at(step.elements, truth.coordinate)
+            others = [] if target is None else _unrelated(demo, i, target)
+            if target is None or not others:
+                continue
+            drawn = rng.permutation(len(others))[:per_step]
+            told = [(describe or _described)(truth, target, others[k]) for k in drawn]
+            made = [
+                dataclasses.replace(truth, coordinate=_centre(others[k].box), action_desc=desc)
+                for k, desc in zip(drawn, told, strict=True)
+            ]
+            asked.append((demo, i, made))
+    rows: list[Judged] = []
+    counts = Counter(proposed=sum(len(made) for _, _, made in asked), kept=0)
+    for (demo, i, made), scores in zip(asked, score(asked) if asked else [], strict=True):
+        for proposed, value in zip(made, scores, strict=True):
+            if value > MINED_ABOVE:
+                told = {"score": float(value), "truth": _truth_record(demo, i)}
+                rows.append(
+                    row(demo, i, proposed, False, "hard_negative", "construction", "step", told)
+                )
+    counts["kept"] = len(rows)
+    return rows, counts
+
+
+def balanced(rows: Sequence[Judged], seed: int) -> list[Judged]:
+    """As many good rows as bad ones at each level, in the order given: of the more frequent kind a
+    seeded draw stays. Each level by itself, since a reward model could else learn what to say to
+    every claim of completion from the mere count. A level of one kind alone loses all its rows."""
+    kept: set[int] = set()
+    for number, level in enumerate(get_args(Level)):
+        at = [
+            [i for i, r in enumerate(rows) if r.level == level and r.label is label]
+            for label in (False, True)
+        ]
+        n = min(len(places) for places in at)
+        for label, places in enumerate(at):
+            rng = np.random.default_rng([seed, _BALANCED, number, label])
+            kept.update(places[k] for k in rng.permutation(len(places))[:n])
+    return [r for i, r in enumerate(rows) if i in kept]
+
+
+def claims_completion(action: Action) -> bool:
+    """Whether an action is a claim that the task is complete, which outcomes are judged by."""
+    return action.action == "terminate" and action.status == "success"
+
+
+def element_at(elements: Iterable[Element], point: tuple[int, int] | None) -> Element | None:
+    """The smallest element under a point (the first of equals), None where there is none."""
+    under = [element for element in elements if _inside(point, element)]
+    return min(under, key=lambda e: _area(e.box), default=None)
+
+
+def _unrelated(demo: Trajectory, i: int, target: Element) -> list[Element]:
+    related, points = {folded(target.text)}, []
+    for step in demo.steps:
+        if step.action is not None and step.action.coordinate is not None:
+            points.append(step.action.coordinate)
+            element = element_at(step.elements, step.action.coordinate)
+            related |= set() if element is None else {folded(element.text)}
+    return [
+        other
+        for other in demo.steps[i].elements
+        if _area(other.box) > 0
+        and _on_frame(_centre(other.box), demo.frame)
+        and not _overlap(other.box, target.box)
+        and folded(other.text) not in related
+        and not any(_inside(point, other) for point in points)
+    ]
+
+
+def _described(truth: Action, target: Element, other: Element) -> str:
+    name = other.text or other.kind
+    if target.text and target.text in truth.action_desc:
+        return truth.action_desc.replace(target.text, name)
+    return f"{'Click' if truth.action == 'click' else 'Long press'} {name}"
+
+
+def _truth_record(demo: Trajectory, i: int) -> dict[str, Any] | None:
+    truth = demo.steps[i].action
+    return None if truth is None else actions.as_record(truth)
+
+
+def _typed(text: str | None) -> str:
+    return " ".join(unicodedata.normalize("NFC", text or "").split())
+
+
+def folded(text: str) -> str:
+    return _typed(text).casefold()
+
+
+def _inside(point: tuple[int, int] | None, element: Element) -> bool:
+    left, top, right, bottom = element.box
+    return point is not None and left <= point[0] < right and top <= point[1] < bottom
+
+
+def _holds(outer: Element, inner: Element) -> bool:
+    o, i = outer.box, inner.box
+    return o[0] <= i[0] and o[1] <= i[1] and i[2] <= o[2] and i[3] <= o[3]
+
+
+def _overlap(a: Sequence[int], b: Sequence[int]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _area(box: Sequence[int]) -> int:
+    return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
+
+
+def _centre(box: Sequence[int]) -> tuple[int, int]:
+    return (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
+
+
+def _on_frame(point: tuple[int, int], frame: Frame) -> bool:
+    return 0 <= point[0] < frame.width and 0 <= point[1] < frame.height

@@ -1,0 +1,440 @@
+"""UI-Genie's loop (arXiv 2505.21496, section 3.3): in every round the agent explores under the reward
+model's guidance, the reward model says what succeeded, the agent learns from the successes, and the
+reward model from steps and outcomes of its own agent's episodes.
+
+    ROUND/explored/CHUNK    trajectories (trajectory.write), and counts.json
+    ROUND/agent, /reward    policy folders
+    ROUND/reward_rows.jsonl what the reward model learnt from, /reward_data.json its composition
+    ROUND/test              the agent's greedy episodes on held-out seeds
+    ROUND/evaluation.json   written last: the round is over
+
+All is made from (recipe, seed, what the round before left), and each part is written whole before the
+next begins, so a killed run goes on from the part that it was in: a chunk of episodes, a checkpoint
+of a training.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+
+from selfevolve_jax import run_dir
+from selfevolve_jax.checkpoint import Policy
+from selfevolve_jax.rollout.sampling import Sampling
+from selfevolve_jax.ui_genie import (
+    agent,
+    corruption,
+    reward_data,
+    reward_metrics,
+    reward_model,
+    reward_rows,
+    shepherd,
+    trajectory,
+)
+from selfevolve_jax.ui_genie.environment import Fleet, State
+from selfevolve_jax.ui_genie.explore import Exploration, Propose, Score, explore
+from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
+from selfevolve_jax.ui_genie.reward_data import Judged
+from selfevolve_jax.ui_genie.training import plan, train_policy
+from selfevolve_jax.ui_genie.trajectory import Trajectory
+
+EVALUATION = "evaluation.json"
+_HELD_OUT_SAMPLES = 3  # episodes of each held-out start that the reward model is tested on
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What stays the same in a run. screenshots: one folder for all, PNGs by content."""
+
+    recipe: UIGenieRecipe
+    mesh: Mesh
+    fleet: Fleet
+    folder: epath.Path
+    say: Callable[[str], None]
+
+    @property
+    def screenshots(self) -> epath.Path:
+        return self.folder / trajectory.SCREENSHOTS
+
+
+@dataclass(frozen=True)
+class Models:
+    agent: Policy
+    reward: Policy
+
+
+def proposer(policy: Policy, setting: Setting, temperature: float, seed: int) -> Propose:
+    recipe = setting.recipe
+
+    def propose(views, ids, n):
+        return agent.propose(
+            policy,
+            views,
+            ids,
+            n,
+            style=recipe.style,
+            sampling=Sampling(temperature=temperature),
+            seed=seed,
+            mesh=setting.mesh,
+            rollout=recipe.rollout,
+            max_new_tokens=recipe.max_new_tokens,
+        )
+
+    return propose
+
+
+def scorer(rm: Policy, setting: Setting) -> Score:
+    return lambda asked: reward_model.score(rm, asked, setting.recipe.style, setting.mesh)
+
+
+def episodes(
+    name: str,
+    starts: Sequence[State],
+    models: Models,
+    setting: Setting,
+    config: Exploration,
+    seed: int,
+    folder: epath.Path,
+    judged: bool = True,
+    source: Mapping[str, Any] | None = None,
+) -> list[Trajectory]:
+    """Explores all starts, a chunk at a time; chunks that are on disk are read. source: goes into the
+    trajectories' own."""
+    propose = proposer(models.agent, setting, config.drawn_at, seed)
+    score = scorer(models.reward, setting) if judged else None
+    found: list[Trajectory] = []
+    size = setting.recipe.chunk
+    for at in range(0, len(starts), size):
+        place = folder / f"{at:06d}"
+        if not (place / trajectory.TRAJECTORIES).exists():
+            made = explore(
+                starts[at : at + size],
+                setting.fleet,
+                propose,
+                score,
+                config,
+                seed,
+                name=name,
+                source=source,
+            )
+            run_dir.write_json_atomic(place / "counts.json", dict(made.counts))
+            trajectory.write(place, made.trajectories, made.screenshots, setting.folder)
+        found += trajectory.read(place)
+    return found
+
+
+def starts_of(
+    recipe: UIGenieRecipe, number: int, failed: Sequence[Trajectory], lengths: dict[str, int]
+) -> list[State]:
+    """The instructions of a round. Of MiniWoB++ an instruction is a task and a page's seed. Rounds 1
+    and 2: fresh seeds of every task. From round 3 on, as in the paper, what failed before and the long
+    ones: as many starts, half of them failures, the others fresh seeds of the tasks whose
+    demonstrations are the longest half."""
+    seeds = page_seeds(1 + number, recipe.seed, 2 * recipe.starts)
+    if number < 3:
+        return [State(task, seed) for task in recipe.tasks for seed in seeds[: recipe.starts]]
+    total = recipe.starts * len(recipe.tasks)
+    again = list(dict.fromkeys(State(one.task, one.seed) for one in failed))[-(total // 2) :]
+    longest = sorted(recipe.tasks, key=lambda task: -lengths[task])[: -(-len(recipe.tasks) // 2)]
+    fresh = [State(task, seed) for seed in seeds for task in longest]
+    return again + fresh[: total - len(again)]
+
+
+def learn_agent(
+    policy: Policy, learnt: Sequence[Trajectory], setting: Setting, seed: int, folder: epath.Path
+) -> Policy:
+    """Agent SFT on every step of these trajectories."""
+    config, style = setting.recipe.agent, setting.recipe.style
+    examples = agent.examples(learnt, setting.screenshots)
+    steps = agent.sft_steps(len(examples), config.batch, config.epochs)
+
+    def batches(done: int):
+        return agent.sft_batches(
+            policy, examples, style, size=config.batch, steps=steps, seed=seed, start=done
+        )
+
+    made = plan(policy.model, steps, config.optimizer, config.train_vision)
+    return train_policy(policy, folder, made, batches, setting.mesh, config.accumulate)
+
+
+def learn_reward(
+    rm: Policy, rows: Sequence[Judged], setting: Setting, seed: int, folder: epath.Path
+) -> Policy:
+    """Reward-model training on judged rows; rows of one view are judged side by side."""
+    config, style, mesh = setting.recipe.reward, setting.recipe.style, setting.mesh
+    groups = _by_view(rows)
+    steps = reward_model.training_steps(len(groups), config)
+    images = setting.recipe.exploration.earlier
+
+    def load(group: Sequence[Judged]):
+        view = reward_data.view_of(group[0], setting.screenshots, images)
+        return view, [(row.action, row.label) for row in group]
+
+    def batches(done: int):
+        return reward_model.batches(rm, groups, load, style, config, seed, mesh, done)
+
+    made = plan(rm.model, steps, config.optimizer, config.train_vision)
+    return train_policy(rm, folder, made, batches, mesh, config.accumulate)
+
+
+def _by_view(rows: Iterable[Judged], at_most: int = 8) -> list[list[Judged]]:
+    """Rows that share all that is seen, at most so many together."""
+    groups: dict[Any, list[Judged]] = {}
+    for row in rows:
+        seen = replace(row.view, trajectory="", step=0)
+        groups.setdefault(seen, []).append(row)
+    return [g[i : i + at_most] for g in groups.values() for i in range(0, len(g), at_most)]
+
+
+def reward_rows_of(
+    found: Sequence[Trajectory],
+    demonstrations: Sequence[Trajectory],
+    models: Models,
+    setting: Setting,
+    seed: int,
+) -> tuple[list[Judged], dict[str, Any]]:
+    """A round's rows for the reward model, and what was counted on the way.
+
+    Labels are the reward model's own word on outcomes, and what follows from it; the environment's
+    verdict is not read. The ends of real failures are left out, so that a hold-out of them is of a
+    kind that training never had.
+    """
+    recipe, data = setting.recipe, setting.recipe.data
+    counts: dict[str, Any] = {}
+    rows = reward_data.demonstration_rows(demonstrations)
+    proposed, counts["rule"] = reward_data.rule_verified(
+        demonstrations, _proposals(models.agent, setting, seed)
+    )
+    mined, counts["mined"] = reward_data.hard_negatives(
+        demonstrations, _scores(models.reward, setting), data.proposals, seed
+    )
+    rows += proposed + mined
+    if found:
+        failures = [one for one in found if reward_data.succeeded(one, "judge") is False]
+        some = failures[: data.failures]
+        wins = [one for one in found if reward_data.succeeded(one, "judge")]
+        labelled = shepherd.label_steps(
+            [*wins, *some], "judge", _continue_from(models, setting), seed, data.continuations
+        )
+        counts["shepherd"] = labelled.counts | {"rescued": labelled.rescued}
+        rows += labelled.rows
+        rows += [r for r in reward_data.outcome_rows(wins, "judge") if r.label]
+    else:
+        wins = []
+    # A demonstration's success is the demonstrator's word, which the script's own check with the page
+    # has confirmed.
+    rows += reward_data.outcome_rows(demonstrations, "environment")
+    for whole, by in ((demonstrations, "environment"), (wins, "judge")):
+        made = corruption.corrupt(
+            whole, by, data.proportions, round(len(whole) * data.corrupted), seed
+        )
+        counts.setdefault("corrupted", Counter()).update(made.reached)
+        rows += corruption.corruption_rows(made)
+    return reward_data.balanced(rows, seed), counts
+
+
+def _proposals(policy: Policy, setting: Setting, seed: int):
+    propose = proposer(policy, setting, setting.recipe.exploration.temperature, seed)
+
+    def texts(asked):
+        views = [trajectory.view_at(one, i, setting.screenshots, 0) for one, i in asked]
+        return propose(views, range(len(views)), setting.recipe.data.proposals)
+
+    return texts
+
+
+def _scores(rm: Policy, setting: Setting):
+    score, images = scorer(rm, setting), setting.recipe.exploration.earlier
+
+    def scores(asked):
+        views = [trajectory.view_at(one, i, setting.screenshots, images) for one, i, _ in asked]
+        return score([(v, actions) for v, (_, _, actions) in zip(views, asked, strict=True)])
+
+    return scores
+
+
+def _continue_from(models: Models, setting: Setting):
+    """Continuations by the agent, their outcomes by the reward model. An episode has its most steps in
+    all, so after the last step of one that was cut off there is nothing, and no success."""
+
+    def continued(states, n, seed):
+        config = replace(setting.recipe.exploration, mode="sample", candidates=n)
+        propose = proposer(models.agent, setting, config.temperature, seed)
+        made = explore(
+            states, setting.fleet, propose, scorer(models.reward, setting), config, seed
+        )
+        wins: dict[State, list[bool]] = {state: [] for state in states}
+        for one in made.trajectories:
+            start = trajectory.state_at(one, one.source["given"])
+            wins[start].append(bool(reward_data.succeeded(one, "judge")))
+        # A start whose screen broke, or whose page was over already, has none.
+        return [(wins[state] + [False] * n)[:n] for state in states]
+
+    return continued
+
+
+def hold_out(
+    models: Models, demonstrations: Sequence[Trajectory], setting: Setting, folder: epath.Path
+) -> list[Judged]:
+    """What every reward model of the run is tested on, made once with the first agent on held-out
+    seeds: the ends of its episodes, by the environment's verdict, and its own actions in the states of
+    demonstrations of those seeds, by rule."""
+    path = folder / "rows.jsonl"
+    if not path.exists():
+        recipe = setting.recipe
+        config = replace(recipe.exploration, mode="sample", candidates=_HELD_OUT_SAMPLES)
+        starts = held_out_starts(recipe)
+        found = episodes("held-out", starts, models, setting, config, recipe.seed, folder, False)
+        rows = reward_data.outcome_rows(found, "environment")
+        steps, _ = reward_data.rule_verified(
+            demonstrations, _proposals(models.agent, setting, recipe.seed + 1)
+        )
+        reward_rows.write(path, [*rows, *(row for row in steps if row.level == "step")])
+    return reward_rows.read(path)
+
+
+def held_out_starts(recipe: UIGenieRecipe) -> list[State]:
+    seeds = page_seeds(1, recipe.seed, recipe.held_out)
+    return [State(task, seed) for task in recipe.tasks for seed in seeds]
+
+
+def evaluate(
+    models: Models, held_out: Sequence[Judged], setting: Setting, folder: epath.Path, reward: bool
+) -> dict[str, Any]:
+    """The agent's greedy success on held-out seeds, by the environment, and the reward model's
+    figures on the hold-out; evaluation.json."""
+    path = folder / EVALUATION
+    if path.exists():
+        return json.loads(path.read_text())
+    recipe = setting.recipe
+    config = replace(recipe.exploration, mode="greedy")
+    found = episodes(
+        "test", held_out_starts(recipe), models, setting, config, recipe.seed, folder / "test", False
+    )
+    tasks: dict[str, list[bool]] = {}
+    for one in found:
+        tasks.setdefault(one.task, []).append(bool(one.success))
+    figures: dict[str, Any] = {
+        # An episode that broke is one that did not succeed, so that nothing leaves the denominator.
+        "agent_success": sum(bool(one.success) for one in found) / (recipe.held_out * len(recipe.tasks)),
+        "by_task": {task: sum(wins) / recipe.held_out for task, wins in tasks.items()},
+    }
+    if reward:
+        scores = _scored(models.reward, held_out, setting)
+        measured = reward_metrics.measure(scores)
+        figures["reward_model"] = measured
+        for level in ("step", "outcome"):
+            rows = [one for one in scores if one.level == level]
+            figures[f"reward_model_f1_{level}"] = reward_metrics.figures(rows)["f1"]
+        figures["reward_model_f1"] = reward_metrics.figures(scores)["f1"]
+    run_dir.write_json_atomic(path, figures)
+    return figures
+
+
+def _scored(rm: Policy, rows: Sequence[Judged], setting: Setting) -> list[reward_metrics.Scored]:
+    images = setting.recipe.exploration.earlier
+    views = [reward_data.view_of(row, setting.screenshots, images) for row in rows]
+    given = scorer(rm, setting)([(v, [r.action]) for v, r in zip(views, rows, strict=True)])
+    return [
+        reward_metrics.Scored(
+            score=value,
+            label=row.label,
+            action=row.action.action,
+            source=row.source,
+            level=row.level,
+            state=f"{row.view.trajectory}/{row.view.step}",
+            claims=reward_data.claims_completion(row.action),
+        )
+        for row, (value,) in zip(rows, given, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What an arm has gathered so far: episodes taken for successes and for failures, judged rows."""
+
+    won: Sequence[Trajectory]
+    failed: Sequence[Trajectory]
+    rows: Sequence[Judged]
+
+
+def one_round(
+    number: int,
+    arm: str,
+    models: Models,
+    before: Learnt,
+    demonstrations: Sequence[Trajectory],
+    setting: Setting,
+    folder: epath.Path,
+) -> tuple[Models, Learnt]:
+    """One round of an arm: the models after it, and what it has gathered by then."""
+    recipe = setting.recipe
+    seed = recipe.seed * 1000 + number
+    lengths: dict[str, int] = {}
+    for one in demonstrations:
+        lengths[one.task] = max(lengths.get(one.task, 0), len(one.steps))
+    config = recipe.exploration
+    if arm == "no_reward":
+        config = replace(config, mode="sample", candidates=1)
+    starts = starts_of(recipe, number, before.failed, lengths)
+    found = episodes(
+        f"round-{number}",
+        starts,
+        models,
+        setting,
+        config,
+        seed,
+        folder / "explored",
+        arm != "no_reward",
+        {"arm": arm, "round": number},
+    )
+    chosen = [one for one in found if one.source["chosen"]]
+    if arm == "no_reward":  # the success filter is off
+        new = [one for one in chosen if one.source["ended"] != "broken"]
+    else:
+        new = [one for one in chosen if reward_data.succeeded(one, "judge")]
+    lost = [one for one in chosen if not reward_data.succeeded(one, "judge")]
+    setting.say(
+        f"{arm}, round {number}: {len(new)} of {len(starts)} episodes taken for successes"
+        f"{_truly(new)}"
+    )
+    rows = before.rows
+    if arm == "co_evolution":
+        rows = [*rows, *kept_rows(found, demonstrations, models, setting, seed, folder)]
+    now = Learnt([*before.won, *new], [*before.failed, *lost], rows)
+    learnt = [*(demonstrations if recipe.agent.replay else ()), *now.won]
+    trained = learn_agent(models.agent, learnt, setting, seed, folder / "agent")
+    reward = models.reward
+    if arm == "co_evolution":
+        reward = learn_reward(reward, rows, setting, seed, folder / "reward")
+    return Models(trained, reward), now
+
+
+def _truly(found: Sequence[Trajectory]) -> str:
+    known = [one.success for one in found if one.success is not None]
+    return f", of which the pages call {sum(known)} so" if known else ""
+
+
+def kept_rows(
+    found: Sequence[Trajectory],
+    demonstrations: Sequence[Trajectory],
+    models: Models,
+    setting: Setting,
+    seed: int,
+    folder: epath.Path,
+) -> list[Judged]:
+    """`reward_rows_of`, made once and kept with its composition."""
+    path = folder / "reward_rows.jsonl"
+    if not path.exists():
+        rows, counts = reward_rows_of(found, demonstrations, models, setting, seed)
+        parts = [asdict(part) for part in reward_rows.composition(rows)]
+        told = {"composition": parts, "counts": counts}
+        run_dir.write_json_atomic(folder / "reward_data.json", told)
+        reward_rows.write(path, rows)
+    return reward_rows.read(path)

@@ -1,0 +1,188 @@
+"""UI-Genie: a GUI agent and its reward model raise each other, round by round (arXiv 2505.21496), in a
+real browser, beside arms that tell what the reward model was worth.
+
+    RUN/config.json, summary.json, report.html
+    RUN/screenshots           every picture once, for all that names it
+    RUN/demonstrations        what both models begin from, and of the held-out seeds
+    RUN/hold_out              what every reward model is tested on
+    RUN/round-0               the first agent and reward model, shared by the arms
+    RUN/arms/ARM/round-K      `rounds`
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from selfevolve_jax import checkpoint, run_dir, sharding, starting_point
+from selfevolve_jax.errors import UserError
+from selfevolve_jax.experiment import say
+from selfevolve_jax.report.trajectories import write_trajectories_page
+from selfevolve_jax.ui_genie import demos, rounds, tiny, trajectory
+from selfevolve_jax.ui_genie.environment import State
+from selfevolve_jax.ui_genie.miniwob import miniwob_fleet
+from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
+from selfevolve_jax.ui_genie.reward_model import with_reward_tokens
+from selfevolve_jax.ui_genie.rounds import Models, Setting
+from selfevolve_jax.ui_genie.tiny import BaseConfig
+from selfevolve_jax.ui_genie.trajectory import Trajectory
+
+# What --resume may change: neither alters what the run has done so far.
+MAY_CHANGE = frozenset(("arms", "rounds", "screens", "rollout"))
+
+
+def run(
+    recipe: UIGenieRecipe,
+    folder: epath.PathLike,
+    *,
+    resume: bool = False,
+    tracker: Literal["wandb", "trackio"] | None = None,
+) -> dict[str, Any]:
+    """Runs every arm of the recipe; returns the summary that it also writes and prints."""
+    if jax.process_count() > 1:
+        raise UserError(
+            "ui-genie drives browsers from one process, and this is one of "
+            f"{jax.process_count()}. Fix: start it on one host, whose devices its mesh may use all."
+        )
+    if tracker is not None:
+        raise UserError(f"--tracker {tracker}: ui-genie logs to its run directory alone. Leave it out.")
+    began = time.monotonic()
+    mesh = sharding.make_mesh(recipe.mesh)
+    config = run_dir.jsonable(recipe)
+    folder = run_dir.absolute(folder)
+    run_dir.check(folder, config, resume, MAY_CHANGE)
+    with miniwob_fleet(recipe.screens.tabs, recipe.screens.browser) as fleet:
+        run_dir.create(folder, config, resume, MAY_CHANGE)
+        earlier = run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {}
+        spent = earlier.get("seconds", 0.0)
+        setting = Setting(recipe, mesh, fleet, folder, say)
+        shown = demonstrations(setting, 0, recipe.demonstrations)
+        first, held_out, before = _round_0(shown, setting)
+        summary: dict[str, Any] = {"arms": {}, "seconds": spent}
+        for arm in recipe.arms:
+            history = [before, *_arm(arm, first, shown, held_out, setting)]
+            summary["arms"][arm] = {
+                "before": _headline(history[0]),
+                "after": _headline(history[-1]),
+                "rounds": [_headline(each) for each in history],
+            }
+            summary["seconds"] = spent + time.monotonic() - began
+            run_dir.write_summary(folder, summary)
+        say(_counted(fleet.counts))
+    page = _page(summary, folder)
+    say(headline(summary))
+    say(f"{summary['seconds']:.0f} s. Report: {page}")
+    return summary
+
+
+def demonstrations(setting: Setting, purpose: int, n: int) -> list[Trajectory]:
+    """The scripts' episodes on n seeds of every task that the page calls a success."""
+    recipe = setting.recipe
+    place = setting.folder / "demonstrations" / ("held-out" if purpose else "train")
+    if not (place / trajectory.TRAJECTORIES).exists():
+        starts = [(t, s) for t in recipe.tasks for s in page_seeds(purpose, recipe.seed, n)]
+        found, shots = demos.play(starts, setting.fleet)
+        won = [one for one in found if one.success]
+        if not won:
+            raise UserError(f"no script of {len(starts)} succeeded; the pages are not what they were.")
+        setting.say(f"demonstrations: {len(won)} of {len(starts)} scripts succeeded")
+        trajectory.write(place, won, shots, setting.folder)
+    return trajectory.read(place)
+
+
+def _round_0(
+    shown: Sequence[Trajectory], setting: Setting
+) -> tuple[Models, list, dict[str, Any]]:
+    """The first agent and reward model, the hold-out, and how both do on it."""
+    recipe, mesh, place = setting.recipe, setting.mesh, setting.folder / "round-0"
+    agent = first_agent(recipe, shown, setting.screenshots, mesh, setting.say)
+    untrained = Models(agent, with_reward_tokens(agent, recipe.seed))
+    of_held_out = demonstrations(setting, 1, recipe.held_out)
+    held_out = rounds.hold_out(untrained, of_held_out, setting, setting.folder / "hold_out")
+    rows = rounds.kept_rows((), shown, untrained, setting, recipe.seed * 1000, place)
+    reward = rounds.learn_reward(untrained.reward, rows, setting, recipe.seed * 1000, place / "reward")
+    models = Models(agent, reward)
+    figures = rounds.evaluate(models, held_out, setting, place, True)
+    setting.say(f"round 0: {_told(figures)}")
+    return models, held_out, figures
+
+
+def first_agent(
+    recipe: UIGenieRecipe,
+    shown: Sequence[Trajectory],
+    screenshots: epath.Path,
+    mesh: Mesh,
+    say: Callable[[str], None],
+) -> checkpoint.Policy:
+    if isinstance(recipe.policy, BaseConfig):
+        return tiny.get_base(recipe.policy, shown, screenshots, recipe.seed, mesh, say)
+    return starting_point.load_policy(recipe.policy, mesh)
+
+
+def _arm(arm, first: Models, shown, held_out, setting: Setting) -> list[dict[str, Any]]:
+    """The figures of an arm's rounds."""
+    models, state = first, rounds.Learnt((), (), ())
+    history = []
+    for number in range(1, setting.recipe.rounds + 1):
+        place = setting.folder / "arms" / arm / f"round-{number}"
+        models, state = rounds.one_round(number, arm, models, state, shown, setting, place)
+        figures = rounds.evaluate(models, held_out, setting, place, arm != "no_reward")
+        setting.say(f"{arm}, round {number}: {_told(figures)}")
+        history.append(figures)
+    return history
+
+
+def _headline(figures: dict[str, Any]) -> dict[str, float | None]:
+    return {
+        name: figures[name]
+        for name in ("agent_success", "reward_model_f1", "reward_model_f1_step", "reward_model_f1_outcome")
+        if name in figures
+    }
+
+
+def _told(figures: dict[str, Any]) -> str:
+    names = {"agent_success": "agent success", "reward_model_f1": "reward-model F1"}
+    return ", ".join(
+        f"{name} {figures[key]:.3f}" for key, name in names.items() if figures.get(key) is not None
+    )
+
+
+def _counted(counts: dict[str, int]) -> str:
+    return "screens: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
+
+
+def _page(summary: dict[str, Any], folder: epath.Path) -> epath.Path:
+    """report.html: the figures by round, and the last round's episodes on held-out seeds."""
+    figures = [
+        {"arm": arm, "round": number, **each}
+        for arm, told in summary["arms"].items()
+        for number, each in enumerate(told["rounds"])
+    ]
+    last = [
+        place
+        for arm, told in summary["arms"].items()
+        for place in sorted(
+            (folder / "arms" / arm / f"round-{len(told['rounds']) - 1}" / "test").iterdir()
+        )
+    ]
+    return write_trajectories_page(last, folder / run_dir.REPORT, figures, screenshots=folder)
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """The figures that the terminal prints last, arm by arm."""
+    lines = [f"{'on held-out seeds':<20}{'agent success':>17}{'reward-model F1':>17}"]
+    for arm, figures in summary["arms"].items():
+        before, after = figures["before"], figures["after"]
+        cells = [
+            f"{before[m]:.3f} → {after[m]:.3f}"
+            if before.get(m) is not None and after.get(m) is not None
+            else "none"
+            for m in ("agent_success", "reward_model_f1")
+        ]
+        lines.append(f"{arm:<20}" + "".join(f"{cell:>17}" for cell in cells))
+    return "\n".join(lines)
