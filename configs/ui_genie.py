@@ -1,4 +1,4 @@
-"""UI-Genie's recipes. `selfevolve ui-genie NAME`; each field is an option: `selfevolve ui-genie NAME --help`."""
+"""UI-Genie's recipes. `selfevolve ui-genie NAME`; each field is an option: `--help` lists them."""
 
 from __future__ import annotations
 

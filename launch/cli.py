@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            names = {s: _listed(_recipe_names(f"configs.{s}")) for s in ("srt", "mm_upt", "ui_genie")}
+            names = {
+                s: _listed(_recipe_names(f"configs.{s}")) for s in ("srt", "mm_upt", "ui_genie")
+            }
             print(USAGE.format(**names), end="")
         elif arguments[0] not in commands:
             raise UserError(

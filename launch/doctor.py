@@ -23,6 +23,7 @@ ENABLES = {
     "cuda12": "training on NVIDIA GPUs, CUDA 12",
     "cuda13": "training on NVIDIA GPUs, CUDA 13",
     "reasoning-gym": "procedural reasoning tasks by name",
+    "inspect": "UI-Genie's trajectories as logs for Inspect's viewer",
     "wandb": "--tracker wandb",
     "trackio": "--tracker trackio",
     "gui": "UI-Genie's browser environments (MiniWoB++ in Chromium, driven by playwright)",

@@ -4,7 +4,7 @@ it touched the screen, what it wrote, and what the reward model thought of it.
 Reads folders of trajectories as ui_genie/trajectory.py keeps them, by their JSON alone:
 
     FOLDER/trajectories.jsonl       one line a trajectory
-    FOLDER/screenshots/HASH.png     each picture once
+    FOLDER/screenshots/HASH.png     each picture once; or in the nearest folder above that has some
 
 The page needs no network and no JavaScript. Texts of pages and models are shown as text, whatever
 they hold.
@@ -291,6 +291,7 @@ class Pictures:
     def __init__(self) -> None:
         self.kept: dict[str, Picture] = {}
         self._read: dict[tuple[str, str], Picture] = {}
+        self._places: dict[epath.Path, epath.Path] = {}
 
     def of(self, folder: epath.Path, name: str) -> Picture:
         key = (os.fspath(folder), name)
@@ -298,11 +299,18 @@ class Pictures:
             self._read[key] = self._load(folder, name)
         return self._read[key]
 
+    def _place(self, folder: epath.Path) -> epath.Path:
+        if folder not in self._places:
+            own = folder / "screenshots"
+            above = (parent / "screenshots" for parent in folder.parents)
+            self._places[folder] = next((p for p in (own, *above) if p.exists()), own)
+        return self._places[folder]
+
     def _load(self, folder: epath.Path, name: str) -> Picture:
         if not NAME.fullmatch(name):
             return Picture(why=f"{name!r} is no screenshot's name")
         try:
-            data = (folder / "screenshots" / name).read_bytes()
+            data = (self._place(folder) / name).read_bytes()
         except FileNotFoundError:
             return Picture(why=f"there is no screenshot {name} now")
         except Exception as error:  # a remote file system raises all kinds

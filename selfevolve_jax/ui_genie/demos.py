@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from selfevolve_jax.ui_genie import contract
 from selfevolve_jax.ui_genie.actions import Action
-from selfevolve_jax.ui_genie.environment import Broken, Element, Fleet, Observation, State
+from selfevolve_jax.ui_genie.environment import Broken, Element, Fleet, Observation, State, won
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory, keep
 
 # (goal, elements, earlier actions) -> the next one, or None where the script knows no way on
@@ -88,7 +88,7 @@ def _trajectory(state: State, seen: Sequence[Observation]) -> Trajectory:
         final=keep(last.screenshot),
         final_elements=last.elements,
         done=last.done,
-        success=last.reward > 0,
+        success=won(last),
         source={"how": "demonstration"},
     )
 

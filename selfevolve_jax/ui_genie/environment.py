@@ -39,7 +39,7 @@ class Element:
 @dataclass(frozen=True)
 class Observation:
     """What is seen in a state. screenshot: a PNG of the frame's size. done: the episode is over.
-    reward: the environment's own verdict, 0 until it is done; above 0 is success. The verdict is
+    reward: the environment's own verdict, 0 until it is done; see `won`. The verdict is
     gold, for evaluation: nothing that learns without labels may look at it."""
 
     goal: str
@@ -48,6 +48,12 @@ class Observation:
     elements: tuple[Element, ...]
     done: bool
     reward: float
+
+
+def won(seen: Observation) -> bool:
+    """Whether the environment calls the episode a success: its whole reward. Some pages give a part of
+    it for a part of the work, such as most of the boxes ticked, and that is none."""
+    return seen.done and seen.reward >= 1
 
 
 @dataclass(frozen=True)

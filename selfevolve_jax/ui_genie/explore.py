@@ -36,7 +36,7 @@ from typing import Any, Literal, Protocol, get_args
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.ui_genie.actions import Action, Failure, as_record, parse, render
 from selfevolve_jax.ui_genie.contract import COMPLETED, View
-from selfevolve_jax.ui_genie.environment import Broken, Observation, State
+from selfevolve_jax.ui_genie.environment import Broken, Observation, State, won
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory, keep, outcome_at
 
 Mode = Literal["beam", "best_of_n", "sample", "greedy"]
@@ -402,6 +402,6 @@ def _trajectory(path: _Path, name: str, source: Mapping[str, Any]) -> Trajectory
         final=keep(last.screenshot),
         final_elements=last.elements,
         done=path.ended == "done",
-        success=None if path.ended == "broken" else last.reward > 0,
+        success=None if path.ended == "broken" else won(last),
         source={**source, "ended": path.ended, "given": len(path.start.actions)},
     )

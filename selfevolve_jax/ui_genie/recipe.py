@@ -130,8 +130,8 @@ class UIGenieRecipe:
             raise UserError(f"seed={self.seed} must not be negative.")
         if self.exploration.mode not in ("beam", "best_of_n"):
             raise UserError(
-                f"exploration.mode={self.exploration.mode}: a round's episodes are chosen by the reward "
-                "model. Use beam or best_of_n; the arm no_reward samples."
+                f"exploration.mode={self.exploration.mode}: a round's episodes are chosen by the "
+                "reward model. Use beam or best_of_n; the arm no_reward samples."
             )
 
 

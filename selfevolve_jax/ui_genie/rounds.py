@@ -2,7 +2,7 @@
 model's guidance, the reward model says what succeeded, the agent learns from the successes, and the
 reward model from steps and outcomes of its own agent's episodes.
 
-    ROUND/explored/CHUNK    trajectories (trajectory.write), and counts.json
+    ROUND/explored/CHUNK    trajectories (trajectory.write), and counts.jsonl
     ROUND/agent, /reward    policy folders
     ROUND/reward_rows.jsonl what the reward model learnt from, /reward_data.json its composition
     ROUND/test              the agent's greedy episodes on held-out seeds
@@ -40,7 +40,7 @@ from selfevolve_jax.ui_genie import (
 from selfevolve_jax.ui_genie.environment import Fleet, State
 from selfevolve_jax.ui_genie.explore import Exploration, Propose, Score, explore
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
-from selfevolve_jax.ui_genie.reward_data import Judged
+from selfevolve_jax.ui_genie.reward_data import By, Judged
 from selfevolve_jax.ui_genie.training import plan, train_policy
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
@@ -123,7 +123,8 @@ def episodes(
                 name=name,
                 source=source,
             )
-            run_dir.write_json_atomic(place / "counts.json", dict(made.counts))
+            # Last the trajectories: a chunk that has them is whole.
+            trajectory.write_lines(place / "counts.jsonl", [dict(made.counts)])
             trajectory.write(place, made.trajectories, made.screenshots, setting.folder)
         found += trajectory.read(place)
     return found
@@ -205,7 +206,7 @@ def reward_rows_of(
     verdict is not read. The ends of real failures are left out, so that a hold-out of them is of a
     kind that training never had.
     """
-    recipe, data = setting.recipe, setting.recipe.data
+    data = setting.recipe.data
     counts: dict[str, Any] = {}
     rows = reward_data.demonstration_rows(demonstrations)
     proposed, counts["rule"] = reward_data.rule_verified(
@@ -230,10 +231,13 @@ def reward_rows_of(
     # A demonstration's success is the demonstrator's word, which the script's own check with the page
     # has confirmed.
     rows += reward_data.outcome_rows(demonstrations, "environment")
-    for whole, by in ((demonstrations, "environment"), (wins, "judge")):
-        made = corruption.corrupt(
-            whole, by, data.proportions, round(len(whole) * data.corrupted), seed
-        )
+    sources: list[tuple[Sequence[Trajectory], By]] = [
+        (demonstrations, "environment"),
+        (wins, "judge"),
+    ]
+    for whole, by in sources:
+        count = round(len(whole) * data.corrupted)
+        made = corruption.corrupt(whole, by, data.proportions, count, seed)
         counts.setdefault("corrupted", Counter()).update(made.reached)
         rows += corruption.corruption_rows(made)
     return reward_data.balanced(rows, seed), counts
@@ -266,9 +270,7 @@ def _continue_from(models: Models, setting: Setting):
     def continued(states, n, seed):
         config = replace(setting.recipe.exploration, mode="sample", candidates=n)
         propose = proposer(models.agent, setting, config.temperature, seed)
-        made = explore(
-            states, setting.fleet, propose, scorer(models.reward, setting), config, seed
-        )
+        made = explore(states, setting.fleet, propose, scorer(models.reward, setting), config, seed)
         wins: dict[State, list[bool]] = {state: [] for state in states}
         for one in made.trajectories:
             start = trajectory.state_at(one, one.source["given"])
@@ -315,14 +317,22 @@ def evaluate(
     recipe = setting.recipe
     config = replace(recipe.exploration, mode="greedy")
     found = episodes(
-        "test", held_out_starts(recipe), models, setting, config, recipe.seed, folder / "test", False
+        "test",
+        held_out_starts(recipe),
+        models,
+        setting,
+        config,
+        recipe.seed,
+        folder / "test",
+        False,
     )
     tasks: dict[str, list[bool]] = {}
     for one in found:
         tasks.setdefault(one.task, []).append(bool(one.success))
     figures: dict[str, Any] = {
         # An episode that broke is one that did not succeed, so that nothing leaves the denominator.
-        "agent_success": sum(bool(one.success) for one in found) / (recipe.held_out * len(recipe.tasks)),
+        "agent_success": sum(bool(one.success) for one in found)
+        / (recipe.held_out * len(recipe.tasks)),
         "by_task": {task: sum(wins) / recipe.held_out for task, wins in tasks.items()},
     }
     if reward:

@@ -24,7 +24,6 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.experiment import say
 from selfevolve_jax.report.trajectories import write_trajectories_page
 from selfevolve_jax.ui_genie import demos, rounds, tiny, trajectory
-from selfevolve_jax.ui_genie.environment import State
 from selfevolve_jax.ui_genie.miniwob import miniwob_fleet
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_model import with_reward_tokens
@@ -50,7 +49,9 @@ def run(
             f"{jax.process_count()}. Fix: start it on one host, whose devices its mesh may use all."
         )
     if tracker is not None:
-        raise UserError(f"--tracker {tracker}: ui-genie logs to its run directory alone. Leave it out.")
+        raise UserError(
+            f"--tracker {tracker}: ui-genie logs to its run directory alone. Leave it out."
+        )
     began = time.monotonic()
     mesh = sharding.make_mesh(recipe.mesh)
     config = run_dir.jsonable(recipe)
@@ -86,18 +87,18 @@ def demonstrations(setting: Setting, purpose: int, n: int) -> list[Trajectory]:
     place = setting.folder / "demonstrations" / ("held-out" if purpose else "train")
     if not (place / trajectory.TRAJECTORIES).exists():
         starts = [(t, s) for t in recipe.tasks for s in page_seeds(purpose, recipe.seed, n)]
-        found, shots = demos.play(starts, setting.fleet)
+        found, shots = demos.play(starts, setting.fleet, recipe.screens.tabs)
         won = [one for one in found if one.success]
         if not won:
-            raise UserError(f"no script of {len(starts)} succeeded; the pages are not what they were.")
+            raise UserError(
+                f"no script of {len(starts)} succeeded; the pages are not what they were."
+            )
         setting.say(f"demonstrations: {len(won)} of {len(starts)} scripts succeeded")
         trajectory.write(place, won, shots, setting.folder)
     return trajectory.read(place)
 
 
-def _round_0(
-    shown: Sequence[Trajectory], setting: Setting
-) -> tuple[Models, list, dict[str, Any]]:
+def _round_0(shown: Sequence[Trajectory], setting: Setting) -> tuple[Models, list, dict[str, Any]]:
     """The first agent and reward model, the hold-out, and how both do on it."""
     recipe, mesh, place = setting.recipe, setting.mesh, setting.folder / "round-0"
     agent = first_agent(recipe, shown, setting.screenshots, mesh, setting.say)
@@ -105,7 +106,9 @@ def _round_0(
     of_held_out = demonstrations(setting, 1, recipe.held_out)
     held_out = rounds.hold_out(untrained, of_held_out, setting, setting.folder / "hold_out")
     rows = rounds.kept_rows((), shown, untrained, setting, recipe.seed * 1000, place)
-    reward = rounds.learn_reward(untrained.reward, rows, setting, recipe.seed * 1000, place / "reward")
+    reward = rounds.learn_reward(
+        untrained.reward, rows, setting, recipe.seed * 1000, place / "reward"
+    )
     models = Models(agent, reward)
     figures = rounds.evaluate(models, held_out, setting, place, True)
     setting.say(f"round 0: {_told(figures)}")
@@ -140,7 +143,12 @@ def _arm(arm, first: Models, shown, held_out, setting: Setting) -> list[dict[str
 def _headline(figures: dict[str, Any]) -> dict[str, float | None]:
     return {
         name: figures[name]
-        for name in ("agent_success", "reward_model_f1", "reward_model_f1_step", "reward_model_f1_outcome")
+        for name in (
+            "agent_success",
+            "reward_model_f1",
+            "reward_model_f1_step",
+            "reward_model_f1_outcome",
+        )
         if name in figures
     }
 
@@ -170,7 +178,7 @@ def _page(summary: dict[str, Any], folder: epath.Path) -> epath.Path:
             (folder / "arms" / arm / f"round-{len(told['rounds']) - 1}" / "test").iterdir()
         )
     ]
-    return write_trajectories_page(last, folder / run_dir.REPORT, figures, screenshots=folder)
+    return write_trajectories_page(last, folder / run_dir.REPORT, figures)
 
 
 def headline(summary: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Trajectories: what an agent saw, wrote and did in one episode, and how they are kept.
 
     FOLDER/trajectories.jsonl       one line a trajectory, whole or not at all
-    FOLDER/screenshots/HASH.png     each picture once, by its content
+    FOLDER/screenshots/HASH.png     each picture once, by its content; or in a folder above, which many
+                                    folders of trajectories share
 
 A record is the dataclass as JSON; `action` is as in actions.as_record. Paths may be remote (gs://…).
 """
@@ -103,17 +104,19 @@ def write(
     folder: str | os.PathLike[str],
     trajectories: Sequence[Trajectory],
     screenshots: Mapping[str, bytes],
+    shared: str | os.PathLike[str] | None = None,
 ) -> None:
     """Writes the folder: first the screenshots, then trajectories.jsonl in one piece, in place of an
     older one. So whatever trajectories.jsonl names is there, whenever it is read.
 
-    screenshots: PNG by name; those of an earlier write need not be given again.
+    screenshots: PNG by name; those of an earlier write need not be given again. shared: a folder above,
+      whose `screenshots` are written in place of the folder's own.
 
     Raises ValueError for an id that is there twice or a screenshot that is nowhere; DiskError.
     """
     folder = epath.Path(folder)
     _refuse_twins(trajectory.id for trajectory in trajectories)
-    there = write_screenshots(folder, screenshots)
+    there = write_screenshots(folder if shared is None else shared, screenshots)
     for trajectory in trajectories:
         for name in names(trajectory):
             if name not in there:

@@ -47,14 +47,15 @@ MODEL = ModelConfig(
 )
 FRAME = Frame(16, 16)
 CONFIG = RewardTraining(
-    batch=4, epochs=2, optimizer=OptimizerConfig(learning_rate=2e-2, weight_decay=0.0)
+    batch=4, epochs=14, optimizer=OptimizerConfig(learning_rate=2e-2, weight_decay=0.0)
 )
 
 
-def policy(mesh, tie=False):
-    cfg = replace(MODEL, tie_embeddings=tie)
-    weights = state.init_params(cfg, jax.random.key(0), mesh)
-    return Policy(weights, cfg, tokenizer(), (2,), 7, IMAGES)
+@pytest.fixture(scope="module")
+def base(mesh1):
+    """An agent."""
+    weights = state.init_params(MODEL, jax.random.key(0), mesh1)
+    return Policy(weights, MODEL, tokenizer(), (2,), 7, IMAGES)
 
 
 def click(x, y):
@@ -77,12 +78,15 @@ ASKED = [
 
 
 @pytest.fixture(scope="module")
-def rm(mesh1):
+def rm(base, mesh1):
     """With biases that are not 0, so that nothing hides."""
-    made = with_reward_tokens(policy(mesh1), 0)
-    keys = iter(jax.random.split(jax.random.key(5), 100))
-    noise = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), made.params)
-    return replace(made, params=noise)
+    made, rng = with_reward_tokens(base, 0), np.random.default_rng(5)
+
+    def noisy(x, like):
+        noise = 0.1 * rng.normal(size=x.shape).astype(np.float32)
+        return jax.device_put(x + noise, like.sharding)
+
+    return replace(made, params=jax.tree.map(noisy, jax.device_get(made.params), made.params))
 
 
 def flat(scores):
@@ -90,8 +94,11 @@ def flat(scores):
 
 
 @pytest.mark.parametrize("tie", [False, True])
-def test_the_tokens_are_added_beside_what_there_was(mesh1, tie):
-    before = policy(mesh1, tie)
+def test_the_tokens_are_added_beside_what_there_was(base, tie):
+    before = base
+    if tie:
+        cfg = replace(MODEL, tie_embeddings=True)
+        before = replace(base, model=cfg, params=replace(base.params, head=None))
     made = with_reward_tokens(before, 3)
     assert answers(made) == (263, 264)
     assert made.model == replace(before.model, vocab_size=320)
@@ -118,29 +125,32 @@ def test_the_tokens_are_added_beside_what_there_was(mesh1, tie):
     assert not np.allclose(other.params.embed[263], made.params.embed[263])
 
 
-def test_rows_to_spare_are_used_before_any_are_added(mesh1):
+def test_rows_to_spare_are_used_before_any_are_added(base):
     cfg = replace(MODEL, vocab_size=280)
-    roomy = replace(
-        policy(mesh1), model=cfg, params=state.init_params(cfg, jax.random.key(0), mesh1)
+    wide = replace(
+        base.params,
+        embed=jnp.pad(base.params.embed, [(0, 16), (0, 0)]),
+        head=jnp.pad(base.params.head, [(0, 0), (0, 16)]),
     )
+    roomy = replace(base, model=cfg, params=wide)
     made = with_reward_tokens(roomy, 0)
     assert made.model == cfg and answers(made) == (263, 264)
     changed = np.flatnonzero((np.asarray(made.params.embed) != roomy.params.embed).any(1))
     assert changed.tolist() == [263, 264]
 
 
-def test_it_is_saved_and_loaded_like_any_policy(mesh1, tmp_path):
-    made = with_reward_tokens(policy(mesh1), 0)
+def test_it_is_saved_and_loaded_like_any_policy(base, mesh1, tmp_path):
+    made = with_reward_tokens(base, 0)
     checkpoint.save_policy(made, tmp_path)
     loaded = checkpoint.load_policy(tmp_path, mesh1)
     assert answers(loaded) == answers(made) and with_reward_tokens(loaded, 9) is loaded
     jax.tree.map(np.testing.assert_array_equal, loaded.params, made.params)
 
 
-def test_a_policy_without_the_tokens_is_no_reward_model(mesh1):
+def test_a_policy_without_the_tokens_is_no_reward_model(base, rm, mesh1):
     with pytest.raises(UserError, match="with_reward_tokens"):
-        score(policy(mesh1), ASKED, "short", mesh1)
-    small = replace(with_reward_tokens(policy(mesh1), 0), model=MODEL)
+        score(base, ASKED, "short", mesh1)
+    small = replace(rm, model=MODEL)
     with pytest.raises(UserError, match=r"tokens 263 and 264.*vocab_size=264"):
         answers(small)
 
@@ -195,7 +205,7 @@ def test_a_score_depends_on_its_view_and_action_alone(rm, mesh1):
     assert abs(score(rm, [(other, [click(3, 4)])], "short", mesh1, 2)[0][0] - whole[0][0]) > 1e-6
 
 
-def test_eight_devices_give_what_one_gives(rm, mesh1, mesh8):
+def test_eight_devices_give_what_one_gives(base, rm, mesh1, mesh8):
     specs = decoder.abstract_params(rm.model)
     where = sharding.tree_shardings(specs, mesh8)
     spread = replace(rm, params=jax.device_put(rm.params, where))
@@ -204,11 +214,12 @@ def test_eight_devices_give_what_one_gives(rm, mesh1, mesh8):
         flat(score(spread, ASKED, "short", mesh8, rows_at_once=1)), flat(alone), atol=1e-5, rtol=0
     )
     # The tokens go into a policy that is sharded already, and it stays so.
-    made = with_reward_tokens(policy(mesh8), 0)
+    place = sharding.tree_shardings(decoder.abstract_params(MODEL), mesh8)
+    made = with_reward_tokens(replace(base, params=jax.device_put(base.params, place)), 0)
     assert made.params.embed.sharding.is_equivalent_to(where.embed, 2)
     assert made.params.head.sharding.is_equivalent_to(where.head, 2)
     np.testing.assert_allclose(
-        made.params.embed, with_reward_tokens(policy(mesh1), 0).params.embed, atol=1e-6
+        made.params.embed, with_reward_tokens(base, 0).params.embed, atol=1e-6
     )
 
 
@@ -224,14 +235,14 @@ def test_few_shapes_are_compiled_and_pictures_are_encoded_once(rm, mesh1, monkey
 
     monkeypatch.setattr(reward_model, "_positive", spy)
     many = [click(i, i) for i in range(5)]
-    for n in (1, 2, 3, 5, 7):
+    for n in (1, 2, 3, 5):
         score(rm, [(view(1), many[: 1 + i % 5]) for i in range(n)], "short", mesh1, rows_at_once=2)
-    assert len(shapes) == 1 + 1 + 2 + 3 + 4  # full batches, and one that is padded
+    assert len(shapes) == 1 + 1 + 2 + 3  # full batches, and one that is padded
     lengths = sorted({tokens[1] for tokens, _, _ in shapes})
     # Up to five candidates of about 90 tokens: two, or as it may be three, buckets.
     assert {tokens[0] for tokens, _, _ in shapes} == {2} and len(lengths) <= 4
     assert len({(tokens, pixels) for tokens, pixels, _ in shapes}) == len(lengths)
-    assert sum(shown for _, _, shown in shapes) == 1 + 2 + 3 + 5 + 7  # a view's, not a candidate's
+    assert sum(shown for _, _, shown in shapes) == 1 + 2 + 3 + 5  # a view's, not a candidate's
 
 
 # --- training ---------------------------------------------------------------------------------------
@@ -284,17 +295,18 @@ def test_the_first_loss_is_minus_the_log_of_the_right_token(rm, mesh1, trained):
     assert abs(losses[0] - math.log(320)) < 1.5
 
 
-def test_training_tells_right_from_wrong(rm, mesh1):
-    config = replace(CONFIG, epochs=20)
-    losses, _, end = run(rm, mesh1, config)
-    assert int(end.step) == 30 and losses[-1] < 0.2 < 2 < losses[0]
+def test_training_tells_right_from_wrong(rm, mesh1, trained):
+    losses, _, end = trained
+    assert int(end.step) == 21 and losses[-1] < 0.3 < 2 < losses[0]
     better = replace(rm, params=end.params)
     # A view that it never saw.
     (found,) = score(better, [(view(9), [click(7, 5), COMPLETED])], "short", mesh1, 2)
-    assert found[0] > 0.8 and found[1] < 0.2
+    assert found[0] > 0.75 and found[1] < 0.25
 
 
-def test_a_frozen_tower_stays_and_a_trained_one_moves(rm, mesh1, trained):
+def test_a_frozen_tower_stays_and_a_trained_one_moves(rm, mesh8, trained):
+    """The second on eight devices, where the first loss is what it is on one."""
+
     def moved(end):
         pairs = zip(
             jax.tree_util.tree_leaves_with_path(rm.params), jax.tree.leaves(end.params), strict=True
@@ -304,26 +316,21 @@ def test_a_frozen_tower_stays_and_a_trained_one_moves(rm, mesh1, trained):
     names = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(rm.params)}
     tower = {name for name in names if name.startswith(".vision.")}
     assert moved(trained[2]) == names - tower
-    _, _, end = run(rm, mesh1, replace(CONFIG, train_vision=True, epochs=1))
+    where = sharding.tree_shardings(decoder.abstract_params(rm.model), mesh8)
+    spread = replace(rm, params=jax.device_put(rm.params, where))
+    losses, _, end = run(spread, mesh8, replace(CONFIG, train_vision=True), stop=1)
     assert moved(end) == names
+    np.testing.assert_allclose(losses[0], trained[0][0], rtol=1e-5)
 
 
 def test_it_resumes_to_the_bit(rm, mesh1, trained):
-    whole, _, end = trained
-    assert len(whole) == 3
-    first, kept, _ = run(rm, mesh1, stop=1)
+    """From what a checkpoint keeps of a step in the middle of an epoch."""
+    whole, kept, end = trained
     tx, trainable = optimiser(rm, CONFIG)
     where = state.shardings_of(state.abstract_state(rm.model, tx, mesh1, trainable))
-    rest, _, again = run(rm, mesh1, resumed=jax.device_put(kept[1], where))
-    assert first + rest == whole
+    rest, _, again = run(rm, mesh1, resumed=jax.device_put(kept[16], where))
+    assert rest == whole[16:] and len(rest) == 5
     jax.tree.map(np.testing.assert_array_equal, again, end)
-
-
-def test_eight_devices_train_as_one(rm, mesh8, trained):
-    where = sharding.tree_shardings(decoder.abstract_params(rm.model), mesh8)
-    spread = replace(rm, params=jax.device_put(rm.params, where))
-    losses, _, _ = run(spread, mesh8, stop=2)
-    np.testing.assert_allclose(losses, trained[0][:2], rtol=1e-4)
 
 
 def test_every_view_comes_once_an_epoch_in_an_order_of_the_seed(rm):
