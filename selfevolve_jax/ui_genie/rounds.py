@@ -445,6 +445,8 @@ def kept_rows(
         rows, counts = reward_rows_of(found, demonstrations, models, setting, seed)
         parts = [asdict(part) for part in reward_rows.composition(rows)]
         told = {"composition": parts, "counts": counts}
+        with run_dir.disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         run_dir.write_json_atomic(folder / "reward_data.json", told)
         reward_rows.write(path, rows)
     return reward_rows.read(path)
