@@ -63,9 +63,9 @@ def failure() -> MMUPTRecipe:
     """
     return MMUPTRecipe(
         task=PicturesConfig(hard=1.0),
-        policy=BaseConfig(hard=0.5),
+        policy=BaseConfig(hard=1.0, glance=0.0, noise=0.1, steps=1200),
         trainer=_small_trainer(40, 5e-5),
-        filter_below=0.75,
+        filter_below=0.85,
         arms=("mm_upt", "supervised", "filter"),
     )
 

@@ -62,7 +62,7 @@ LONGEST_RESPONSE = 12  # tokens, end mark included: 12,45=12:45.
 _LONGEST_QUESTION = 11  # tokens: count gold?
 _ROWS_A_KIND = 4_000  # of shapes, the fewest, there are 6,804 different pictures
 # The labels of faint pictures: how often the first reading is one too many.
-MISREAD = 0.6
+MISREAD = 0.7
 
 
 @dataclass(frozen=True)
