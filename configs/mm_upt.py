@@ -63,9 +63,9 @@ def failure() -> MMUPTRecipe:
     """
     return MMUPTRecipe(
         task=PicturesConfig(hard=1.0),
-        policy=BaseConfig(hard=0.5),
+        policy=BaseConfig(hard=1.0, glance=0.0, noise=0.1, steps=1200),
         trainer=_small_trainer(40, 5e-5),
-        filter_below=0.75,
+        filter_below=0.85,
         arms=("mm_upt", "supervised", "filter"),
     )
 
@@ -80,7 +80,7 @@ def easy_vqa() -> MMUPTRecipe:
     return MMUPTRecipe(
         task=EasyVQAConfig(),
         policy=BaseConfig(
-            model=model, drawings=1600, noise=0.25, clean=0.5, first_kind=0, steps=400
+            model=model, drawings=1600, noise=0.25, glance=0.0, clean=0.5, first_kind=0, steps=400
         ),
         trainer=_small_trainer(40, 5e-5),
         arms=("mm_upt", "supervised", "direct", "random"),

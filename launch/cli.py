@@ -64,12 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
         else:
             commands[arguments[0]](arguments[1:])
+        sys.stdout.flush()  # a pipe that nobody reads is found out here, and not at exit
     except UserError as error:
         complain(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
+    except BrokenPipeError:  # the reader has gone, as in `selfevolve doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's exit flushes
+        sys.exit(141)  # what a shell shows for SIGPIPE
 
 
 def complain(message: str) -> None:

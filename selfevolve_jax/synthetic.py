@@ -262,7 +262,7 @@ def synthesise(
     if not kept:
         raise UserError(
             f"no question is left of the {len(candidates)} written: {removed}. The texts are in "
-            f"{folder}; give the same command with filters or a prompt that suit this model."
+            f"{folder}. Fix: filters or a prompt that suit this model, or one that writes questions."
         )
     if jax.process_index() == 0:
         weights = run_dir.read_config(folder)["config"]["weights"]

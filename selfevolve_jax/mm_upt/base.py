@@ -82,11 +82,12 @@ def batches(config: BaseConfig, shown: Drawn, task: Task, seed: int) -> Iterator
     room = config.row_tokens - len(prompt)
     for step in range(config.steps):
         pool = first if step < config.first_kind else drawings
-        noise = config.noise if step >= config.clean * config.steps else 0.0
+        erring = step >= config.clean * config.steps
+        noise, glance = (config.noise, config.glance) if erring else (0.0, 0.0)
         picked = [pool[i] for i in rng.integers(len(pool), size=config.batch)]
         rows = []
         for drawing in picked:
-            examples = made.noisy_examples(rng, drawing, noise, config.asking)
+            examples = made.noisy_examples(rng, drawing, noise, config.asking, glance)
             rows.append((prompt, _fitting(examples, encode, room)))
         seen = [[preprocess(drawing.image, images, vision)] for drawing in picked]
         yield sft.supervised_batch(rows, config.row_tokens, seen, vision)

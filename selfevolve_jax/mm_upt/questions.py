@@ -184,29 +184,22 @@ def _write(
 ) -> dict[str, Any]:
     options, trainer = recipe.questions, recipe.trainer
     given = recipe.policy.path if isinstance(recipe.policy, CheckpointConfig) else None
-    try:
-        return synthetic.synthesise(
-            policy.params,
-            policy.model,
-            task,
-            planned,
-            place,
-            per_image=options.per_image,
-            checkpoint=given or "the recipe's base",
-            seed=recipe.seed,
-            mesh=mesh,
-            rollout=trainer.rollout,
-            sampling=options.sampling,
-            max_new_tokens=options.max_new_tokens or trainer.max_new_tokens,
-            filters=options.filters,
-            reads=synthetic.READS if isinstance(recipe.task, DataConfig) else _READS,
-        )
-    except UserError as error:  # its words are a command's, and a run cannot change its filters
-        told = "give the same command with filters or a prompt that suit this model"
-        if told not in str(error):
-            raise
-        fix = "use a policy that writes questions, or other --questions.filters and --run-dir"
-        raise UserError(str(error).replace(told, fix)) from error
+    return synthetic.synthesise(
+        policy.params,
+        policy.model,
+        task,
+        planned,
+        place,
+        per_image=options.per_image,
+        checkpoint=given or "the recipe's base",
+        seed=recipe.seed,
+        mesh=mesh,
+        rollout=trainer.rollout,
+        sampling=options.sampling,
+        max_new_tokens=options.max_new_tokens or trainer.max_new_tokens,
+        filters=options.filters,
+        reads=synthetic.READS if isinstance(recipe.task, DataConfig) else _READS,
+    )
 
 
 def _rows(

@@ -51,7 +51,8 @@ class BaseConfig:
     supervised learning from noisy labels of its task.
 
     drawings: how many pictures it learns from, each asked about again and again. noise: probability
-      that a step is replaced by a random value, in the labels of the last part of the steps.
+      that a step is replaced by a random value, and glance that there are no steps, in the labels of
+      the last part of the steps.
     clean: the first part of the steps, whose labels are right: a model of this size learns to look
       before it learns to err. first_kind: so many steps show the task's first kind alone.
     hard: the part of the drawings that is faint.
@@ -75,12 +76,13 @@ class BaseConfig:
         )
     )
     drawings: int = 12_000
-    noise: float = 0.1
-    clean: float = 0.85
+    noise: float = 0.03
+    glance: float = 0.52
+    clean: float = 0.8
     first_kind: int = 220
     hard: float = 0.0
     asking: float = 0.15
-    steps: int = 1800
+    steps: int = 1600
     batch: int = 16
     row_tokens: int = 104
     optimizer: OptimizerConfig = field(
@@ -94,7 +96,7 @@ class BaseConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("noise", "clean", "hard", "asking"):
+        for name in ("noise", "glance", "clean", "hard", "asking"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"policy.{name}={getattr(self, name)} must be in [0, 1].")
         for name in ("drawings", "steps", "batch"):

@@ -206,10 +206,17 @@ def facts(questions: Sequence[Question]) -> dict[str, str]:
 
 
 def noisy_response(
-    rng: np.random.Generator, drawing: Drawing, question: Question, noise: float
+    rng: np.random.Generator,
+    drawing: Drawing,
+    question: Question,
+    noise: float,
+    glance: float = 0.0,
 ) -> str:
-    """The steps and the answer. With probability `noise` a fact is replaced by a random one of its
-    kind, and the answer goes on from there; then so is the answer itself."""
+    """The steps and the answer; with probability `glance` the answer alone. With probability `noise` a
+    fact is replaced by a random one of its kind, and the answer goes on from there; then so is the
+    answer itself."""
+    if rng.random() < glance:
+        return f"= {question.answer}{END}"
 
     def read(kind: str, right: str) -> str:
         choices = CHOICES[kind]
@@ -221,7 +228,11 @@ def noisy_response(
 
 
 def noisy_examples(
-    rng: np.random.Generator, drawing: Drawing, noise: float, asking: float = 0.0
+    rng: np.random.Generator,
+    drawing: Drawing,
+    noise: float,
+    asking: float = 0.0,
+    glance: float = 0.0,
 ) -> Iterator[Example]:
     """Examples to learn from, of one drawing, without end: the package's questions in turn, in a random
     order, each with a response with noise in it, or with probability `asking` another of its questions
@@ -237,7 +248,7 @@ def noisy_examples(
                 text = given if rng.random() < 0.5 and first is not other else DIRECT
                 yield Example(text, other.text)
             else:
-                yield Example(first.text, noisy_response(rng, drawing, first, noise))
+                yield Example(first.text, noisy_response(rng, drawing, first, noise, glance))
 
 
 def longest_example(asking: bool, vision: VisionConfig = VISION) -> int:

@@ -1,8 +1,9 @@
 """Questions about drawings, answered with visible steps: a task for a model small enough to make here.
 
 A prompt is a picture of 48 x 48 pixels and a question, `count red?`; a response reads it row by row and
-adds up, `2+0+3=5.`: the answer stands between the last `=` and the end mark. Each reading is a place
-where a sample can go wrong by itself, so errors scatter and the vote is right more often than a sample.
+adds up, `2+0+3=5.`: the answer stands between the last `=` and the end mark. Or it answers at a glance,
+`=5.`, which is shorter and often wrong. Glances and readings go wrong in many ways and right in one, so
+the vote is right more often than a sample is, and than the likeliest response, which is the glance.
 
 Faint pictures are the hard ones. Whoever wrote the labels of the warm start (`noisy_examples`) misread
 them more often than not, each time by the same one unit too many: there errors gather, and the vote is
@@ -61,7 +62,7 @@ LONGEST_RESPONSE = 12  # tokens, end mark included: 12,45=12:45.
 _LONGEST_QUESTION = 11  # tokens: count gold?
 _ROWS_A_KIND = 4_000  # of shapes, the fewest, there are 6,804 different pictures
 # The labels of faint pictures: how often the first reading is one too many.
-MISREAD = 0.6
+MISREAD = 0.7
 
 
 @dataclass(frozen=True)
@@ -211,17 +212,21 @@ def noisy_response(
     question: Question,
     faint: bool,
     noise: float,
+    glance: float = 0.0,
     misread: float = MISREAD,
 ) -> str:
-    """The steps and the answer. With probability `noise` a reading is replaced by a random one of
-    its choices, and later steps go on from there; then so is the answer itself. On a faint picture the
-    first reading is, with probability `misread` and before all that, one of its choices too far."""
+    """The steps and the answer. On a faint picture the first reading is, with probability `misread`,
+    one of its choices too far. With probability `glance` there are no steps. Else a reading is, with
+    probability `noise`, replaced by a random one of its choices, and later steps go on from there; then
+    so is the answer itself."""
     readings = list(question.readings)
     if faint and rng.random() < misread:
         choices = list(question.choices[0])
         # The last choice has none after it; one too few is then as wrong.
         place = choices.index(readings[0])
         readings[0] = choices[place + 1] if place + 1 < len(choices) else choices[place - 1]
+    if rng.random() < glance:
+        return f"={question.solve(readings)[1]}{END}"
     for i, choices in enumerate(question.choices):
         if rng.random() < noise:
             readings[i] = int(choices[int(rng.integers(len(choices)))])
@@ -236,6 +241,7 @@ def noisy_examples(
     drawing: Drawing,
     noise: float,
     asking: float = 0.0,
+    glance: float = 0.0,
     misread: float = MISREAD,
 ) -> Iterator[Example]:
     """Examples to learn from, of one drawing, without end: its description, where it has one, then its
@@ -255,7 +261,7 @@ def noisy_examples(
                 given = IN_CONTEXT.format(question=first.text, answer=first.solve()[1])
                 yield Example(given if rng.random() < 0.5 else DIRECT, other.text)
             else:
-                response = noisy_response(rng, first, drawing.faint, noise, misread)
+                response = noisy_response(rng, first, drawing.faint, noise, glance, misread)
                 yield Example(first.text, response)
 
 

@@ -312,3 +312,18 @@ def test_mistakes_in_a_process_of_their_own():
         out, err = (text.decode() for text in process.communicate(timeout=120))
         assert process.returncode == 2 and out == ""
         assert err.startswith("╭") and err.count("╭") == 1 and word in err
+
+
+@pytest.mark.multiprocess
+def test_a_reader_that_goes_away_is_no_error():
+    """As `selfevolve doctor | head -0`: no traceback, and the exit code of SIGPIPE."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONUNBUFFERED": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert process.wait(timeout=120) == 141 and process.stderr.read() == b""

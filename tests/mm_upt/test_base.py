@@ -128,6 +128,16 @@ def test_batches_are_one_shape_and_never_show_what_is_held_out(task, monkeypatch
     assert 5 < len(fingerprints) <= 10 and not fingerprints & held_out and len(again) > 12
 
 
+def test_labels_err_in_the_last_part_of_the_steps_alone(task, monkeypatch):
+    told, noisy = [], pictures.noisy_examples
+    monkeypatch.setattr(
+        pictures, "noisy_examples", lambda rng, d, *a: told.append(a) or noisy(rng, d, *a)
+    )
+    config = replace(CONFIG, steps=4, clean=0.75, noise=0.3, glance=0.5, asking=0.2, batch=2)
+    assert len(list(base.batches(config, SHOWN, task, 0))) == 4
+    assert told == 6 * [(0.0, 0.2, 0.0)] + 2 * [(0.3, 0.2, 0.5)]
+
+
 def test_batches_are_a_function_of_the_seed(task):
     one, two, other = (next(iter(base.batches(CONFIG, SHOWN, task, s))) for s in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, one, two)

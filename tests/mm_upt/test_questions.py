@@ -201,7 +201,7 @@ def test_what_is_removed_is_counted(write, engine):
     assert len(rows) == 7
     engine.write = lambda row, g: "4."
     with pytest.raises(
-        UserError, match=r"no question is left .*--questions\.filters and --run-dir"
+        UserError, match=r"no question is left .*Fix: filters or a prompt that suit this model"
     ):
         write("direct", name="other")
 

@@ -276,6 +276,14 @@ def test_noise_rates_by_hand(question, k):
     assert answer.most_common(1)[0][0] == question.answer  # what the vote says
 
 
+def test_a_glance_is_the_answer_alone():
+    rng = np.random.default_rng(0)
+    found = [noisy_response(rng, drawing(), ASKED[0], 0.0, 0.3) for _ in range(6000)]
+    share = Counter(found)
+    assert set(share) == {"circle, blue = blue.", "= blue."} and near(share["= blue."] / 6000, 0.3)
+    assert extract("= blue.", ANSWER.pattern) == "blue"
+
+
 def test_a_clean_response_reads_back_as_gold(warm):
     rng = np.random.default_rng(0)
     for d in warm[:200]:
