@@ -20,7 +20,7 @@ from selfevolve_jax.grpo.batch import Batch
 from selfevolve_jax.optimizer import OptimizerConfig, decay_mask, make_optimizer
 from selfevolve_jax.sft import supervised_step
 from selfevolve_jax.state import abstract_state, init_state
-from selfevolve_jax.trainable import Mask, trainable_mask
+from selfevolve_jax.trainable import Mask, split, trainable_mask
 
 TRAINED = "trained.json"  # there once a training has ended
 _CHUNK = 256  # tokens whose [V] scores exist at a time
@@ -36,8 +36,9 @@ class Plan:
 
 
 def plan(model: ModelConfig, steps: int, optimizer: OptimizerConfig, train_vision: bool) -> Plan:
-    tx = make_optimizer(optimizer, steps, decay_mask(decoder.abstract_params(model)))
-    return Plan(steps, tx, trainable_mask(model, train_vision))
+    trainable = trainable_mask(model, train_vision)
+    learnt = split(decoder.abstract_params(model), trainable)[0]
+    return Plan(steps, make_optimizer(optimizer, steps, decay_mask(learnt)), trainable)
 
 
 def train_policy(
