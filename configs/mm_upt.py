@@ -63,7 +63,7 @@ def failure() -> MMUPTRecipe:
     """
     return MMUPTRecipe(
         task=PicturesConfig(hard=1.0),
-        policy=BaseConfig(hard=1.0, glance=0.0, noise=0.1, steps=1200),
+        policy=BaseConfig(hard=1.0, glance=0.0),
         trainer=_small_trainer(40, 5e-5),
         filter_below=0.85,
         arms=("mm_upt", "supervised", "filter"),

@@ -83,11 +83,11 @@ def batches(config: BaseConfig, shown: Drawn, task: Task, seed: int) -> Iterator
     for step in range(config.steps):
         pool = first if step < config.first_kind else drawings
         erring = step >= config.clean * config.steps
-        noise, glance = (config.noise, config.glance) if erring else (0.0, 0.0)
+        errors = (config.noise, config.glance, config.misread) if erring else (0.0, 0.0, 0.0)
         picked = [pool[i] for i in rng.integers(len(pool), size=config.batch)]
         rows = []
         for drawing in picked:
-            examples = made.noisy_examples(rng, drawing, noise, config.asking, glance)
+            examples = made.noisy_examples(rng, drawing, config.asking, *errors)
             rows.append((prompt, _fitting(examples, encode, room)))
         seen = [[preprocess(drawing.image, images, vision)] for drawing in picked]
         yield sft.supervised_batch(rows, config.row_tokens, seen, vision)

@@ -51,8 +51,8 @@ class BaseConfig:
     supervised learning from noisy labels of its task.
 
     drawings: how many pictures it learns from, each asked about again and again. noise: probability
-      that a step is replaced by a random value, and glance that there are no steps, in the labels of
-      the last part of the steps.
+      that a step is replaced by a random value, glance that there are no steps, and misread that the
+      first reading of a faint picture is one too many, in the labels of the last part of the steps.
     clean: the first part of the steps, whose labels are right: a model of this size learns to look
       before it learns to err. first_kind: so many steps show the task's first kind alone.
     hard: the part of the drawings that is faint.
@@ -78,6 +78,7 @@ class BaseConfig:
     drawings: int = 12_000
     noise: float = 0.03
     glance: float = 0.52
+    misread: float = 0.7
     clean: float = 0.8
     first_kind: int = 220
     hard: float = 0.0
@@ -96,7 +97,7 @@ class BaseConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("noise", "glance", "clean", "hard", "asking"):
+        for name in ("noise", "glance", "misread", "clean", "hard", "asking"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"policy.{name}={getattr(self, name)} must be in [0, 1].")
         for name in ("drawings", "steps", "batch"):

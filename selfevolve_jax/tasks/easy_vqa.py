@@ -230,14 +230,15 @@ def noisy_response(
 def noisy_examples(
     rng: np.random.Generator,
     drawing: Drawing,
-    noise: float,
     asking: float = 0.0,
+    noise: float = 0.0,
     glance: float = 0.0,
+    misread: float = 0.0,
 ) -> Iterator[Example]:
     """Examples to learn from, of one drawing, without end: the package's questions in turn, in a random
     order, each with a response with noise in it, or with probability `asking` another of its questions
     to be written, half of them DIRECT and half IN_CONTEXT. A drawing with a single question is asked
-    for it, DIRECT."""
+    for it, DIRECT. misread: there are no faint drawings here."""
     asked = drawing.questions
     while True:
         order = rng.permutation(len(asked))

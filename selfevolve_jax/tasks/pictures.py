@@ -5,9 +5,9 @@ adds up, `2+0+3=5.`: the answer stands between the last `=` and the end mark. Or
 `=5.`, which is shorter and often wrong. Glances and readings go wrong in many ways and right in one, so
 the vote is right more often than a sample is, and than the likeliest response, which is the glance.
 
-Faint pictures are the hard ones. Whoever wrote the labels of the warm start (`noisy_examples`) misread
-them more often than not, each time by the same one unit too many: there errors gather, and the vote is
-wrong more often than right.
+Faint pictures are the hard ones. Whoever writes the labels of the warm start (`noisy_examples`) may
+misread them, each time by the same one unit too many: there errors gather, and the vote is wrong more
+often than right.
 """
 
 from __future__ import annotations
@@ -61,8 +61,6 @@ DIRECT, IN_CONTEXT = "ask:", "{question}{answer}.ask:"
 LONGEST_RESPONSE = 12  # tokens, end mark included: 12,45=12:45.
 _LONGEST_QUESTION = 11  # tokens: count gold?
 _ROWS_A_KIND = 4_000  # of shapes, the fewest, there are 6,804 different pictures
-# The labels of faint pictures: how often the first reading is one too many.
-MISREAD = 0.7
 
 
 @dataclass(frozen=True)
@@ -213,7 +211,7 @@ def noisy_response(
     faint: bool,
     noise: float,
     glance: float = 0.0,
-    misread: float = MISREAD,
+    misread: float = 0.0,
 ) -> str:
     """The steps and the answer. On a faint picture the first reading is, with probability `misread`,
     one of its choices too far. With probability `glance` there are no steps. Else a reading is, with
@@ -239,10 +237,10 @@ def noisy_response(
 def noisy_examples(
     rng: np.random.Generator,
     drawing: Drawing,
-    noise: float,
     asking: float = 0.0,
+    noise: float = 0.0,
     glance: float = 0.0,
-    misread: float = MISREAD,
+    misread: float = 0.0,
 ) -> Iterator[Example]:
     """Examples to learn from, of one drawing, without end: its description, where it has one, then its
     questions in a random order, each with a response with noise in it, or with probability `asking` a

@@ -133,9 +133,11 @@ def test_labels_err_in_the_last_part_of_the_steps_alone(task, monkeypatch):
     monkeypatch.setattr(
         pictures, "noisy_examples", lambda rng, d, *a: told.append(a) or noisy(rng, d, *a)
     )
-    config = replace(CONFIG, steps=4, clean=0.75, noise=0.3, glance=0.5, asking=0.2, batch=2)
+    config = replace(
+        CONFIG, steps=4, clean=0.75, noise=0.3, glance=0.5, misread=0.6, asking=0.2, batch=2
+    )
     assert len(list(base.batches(config, SHOWN, task, 0))) == 4
-    assert told == 6 * [(0.0, 0.2, 0.0)] + 2 * [(0.3, 0.2, 0.5)]
+    assert told == 6 * [(0.2, 0.0, 0.0, 0.0)] + 2 * [(0.2, 0.3, 0.5, 0.6)]
 
 
 def test_batches_are_a_function_of_the_seed(task):

@@ -303,7 +303,7 @@ def test_examples_answer_or_ask(warm):
     found = [
         (d, example)
         for d in warm[:200]
-        for example in itertools.islice(easy_vqa.noisy_examples(rng, d, 0.0, asking=0.5), 4)
+        for example in itertools.islice(easy_vqa.noisy_examples(rng, d, asking=0.5), 4)
     ]
     kinds, lengths = Counter(), {True: 0, False: 0}
     for d, example in found:
@@ -332,7 +332,7 @@ def test_examples_answer_or_ask(warm):
 def test_examples_are_a_function_of_the_generator():
     def made(seed, asking):
         rng = np.random.default_rng(seed)
-        found = easy_vqa.noisy_examples(rng, drawing(), 0.5, asking)
+        found = easy_vqa.noisy_examples(rng, drawing(), asking, 0.5)
         return [(e.text, e.response) for e in itertools.islice(found, 30)]
 
     assert made(1, 0.3) == made(1, 0.3) != made(2, 0.3)
@@ -341,7 +341,7 @@ def test_examples_are_a_function_of_the_generator():
 
 def test_a_drawing_with_one_question_is_asked_for_that():
     one = drawing(ASKED[0])
-    found = easy_vqa.noisy_examples(np.random.default_rng(0), one, 0.0, asking=1.0)
+    found = easy_vqa.noisy_examples(np.random.default_rng(0), one, asking=1.0)
     assert {(e.text, e.response) for e in itertools.islice(found, 40)} == {
         (easy_vqa.DIRECT, ASKED[0].text)
     }

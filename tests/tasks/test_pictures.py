@@ -265,7 +265,7 @@ def test_the_vote_over_clear_labels_is_right_and_over_faint_ones_wrong():
         for i in range(40):
             drawing = draw(rng, KINDS[i % 5], faint)
             q = questions(drawing)[0]
-            texts = [noisy_response(rng, q, faint, 0.15) for _ in range(200)]
+            texts = [noisy_response(rng, q, faint, 0.15, misread=0.7) for _ in range(200)]
             votes = Counter(extract(text, ANSWER.pattern) for text in texts)
             right[faint] += votes.most_common(1)[0][0] == q.solve()[1]
     assert right[False] >= 39 and right[True] <= 8
@@ -281,7 +281,7 @@ def test_examples_answer_or_ask():
     text = pictures.tokenizer()
     for drawing in drawn:
         texts = {q.text: q.solve() for q in questions(drawing)}
-        found = pictures.noisy_examples(rng, drawing, 0.0, asking=0.5, misread=0.0)
+        found = pictures.noisy_examples(rng, drawing, asking=0.5)
         for example in itertools.islice(found, 12):
             prompt = pictures.prompt_tokens(example.text, text, pictures.VISION, pictures.IMAGES)
             assert len(prompt) + len(text.encode(example.response)) <= length
@@ -307,7 +307,7 @@ def test_examples_answer_or_ask():
 
 def test_every_question_of_a_drawing_comes_before_one_comes_again():
     drawing = draw(np.random.default_rng(0), "clock")
-    found = pictures.noisy_examples(np.random.default_rng(1), drawing, 0.1)
+    found = pictures.noisy_examples(np.random.default_rng(1), drawing, noise=0.1)
     asked = {q.text for q in questions(drawing)}
     for _ in range(3):
         assert {next(found).text for _ in asked} == asked
@@ -322,7 +322,7 @@ def test_noisy_responses_fit_too():
     rng = np.random.default_rng(3)
     for i in range(1000):
         for q in questions(draw(rng, KINDS[i % 5])):
-            response = noisy_response(rng, q, True, 0.9)
+            response = noisy_response(rng, q, True, 0.9, misread=0.5)
             assert len(response) <= pictures.LONGEST_RESPONSE
             assert extract(response, ANSWER.pattern) is not None
             assert set(response) <= set(pictures._ALPHABET)
