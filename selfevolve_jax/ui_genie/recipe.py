@@ -121,7 +121,7 @@ class UIGenieRecipe:
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise UserError(f"arms={' '.join(self.arms)}: name some, each once.")
         for name in ("demonstrations", "starts", "held_out", "rounds", "chunk", "max_new_tokens"):
-            if not 1 <= getattr(self, name):
+            if not getattr(self, name) >= 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
         for name in ("demonstrations", "starts", "held_out"):
             if getattr(self, name) >= SEEDS_APART:
