@@ -44,7 +44,7 @@ def _small_trainer(steps: int, learning_rate: float) -> TrainerConfig:
 def quickstart() -> MMUPTRecipe:
     """A tiny Qwen2.5-VL, made here, reads drawings: counts, clocks, bar charts, angles, shapes. It
     trains on its own votes, beside supervised GRPO, its votes on questions that it wrote itself, and
-    random rewards. Held-out mean, seed 0: .69 to .88, .88, .87 and .67 (docs/mm_upt.md).
+    random rewards. Held-out mean, five seeds: .56 to .85, .86, .83 and .54 (docs/mm_upt.md).
 
     selfevolve mm-upt quickstart
     """
@@ -56,8 +56,8 @@ def quickstart() -> MMUPTRecipe:
 
 def failure() -> MMUPTRecipe:
     """Faint drawings, which the warm start's labels misread by one more often than not: the vote is
-    wrong more often than right, and training on it hurts. Leaving out what the samples disagree about
-    avoids it.
+    wrong more often than right. Training on it is meant to hurt, and leaving out what the samples
+    disagree about to avoid that; on two seeds it hurt on one (docs/mm_upt.md).
 
     selfevolve mm-upt failure
     """

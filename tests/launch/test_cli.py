@@ -81,7 +81,7 @@ def tree(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trane"], ["'trane' is unknown", "srt, mm-upt, evaluate, label, generate, convert"]),
+        (["trane"], ["'trane' is unknown", "srt, mm-upt, ui-genie, evaluate, label, generate"]),
         (["srt"], ["needs a recipe", "quickstart"]),
         (["srt", "--resume"], ["needs a recipe"]),
         (["srt", "nope"], ["'nope' is unknown", "quickstart", "FILE.py:NAME"]),
