@@ -148,7 +148,7 @@ def tokenize_rows(
         tokens = tuple(ids if ids[: len(prefix)] == prefix else prefix + ids)
         if vision is not None:
             with _named(problem, name):
-                tokens = _expanded(tokenizer, tokens, problem.images, vision, images)
+                tokens = expand_images(tokenizer, tokens, problem.images, vision, images)
         lengths.append(len(tokens))
         if len(tokens) <= max_prompt_tokens:
             rows.append(Row(problem.id, text, tokens, problem.gold, problem.extra, problem.images))
@@ -204,7 +204,7 @@ def _parts(question: str, suffix: str, images: int) -> list[dict[str, str]]:
     return parts
 
 
-def _expanded(
+def expand_images(
     tokenizer: Any,
     tokens: tuple[int, ...],
     pictures: Sequence[str | bytes],

@@ -265,4 +265,4 @@ def _tokens(
 
     assert vision is not None
     tokens = tuple(tokenizer.encode(text, add_special_tokens=False))
-    return prompts._expanded(tokenizer, tokens, pngs, vision, images)
+    return prompts.expand_images(tokenizer, tokens, pngs, vision, images)
