@@ -11,28 +11,34 @@ before it inside, and where there is none in the text, a mark before it takes it
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 from jax.sharding import Mesh
+from PIL import Image
 
 from models.config import ModelConfig, VisionConfig
-from selfevolve_jax import made_base
+from selfevolve_jax import made_base, sft
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import Batch
-from selfevolve_jax.images import ImageConfig
+from selfevolve_jax.images import ImageConfig, load_image, preprocess
 from selfevolve_jax.optimizer import OptimizerConfig
+from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.tasks.base import AnswerSpec, Task
 from selfevolve_jax.ui_genie import agent, trajectory
-from selfevolve_jax.ui_genie.actions import CLOSE_TAG, OPEN_TAG, TOOL
+from selfevolve_jax.ui_genie.actions import CLOSE_TAG, OPEN_TAG, STATUSES, TOOL, Action, Name
+from selfevolve_jax.ui_genie.contract import View
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 END, UNKNOWN = "<|end|>", "<unk>"
@@ -43,19 +49,18 @@ _GLUE = "\u2060"  # a word joiner: takes away the space after it; no text of our
 _NUMBERS = 256  # pixels of a screen of 160 x 210, and more
 _CHARACTERS = string.printable[:95] + "\n\t"
 _CALL = f'{OPEN_TAG}{{"name":"{TOOL}","arguments":{{"action":"'
-# Of actions.render, between the values. Each with what may follow: a word without a space, or not.
+# Of contract.candidate, between the values. Each with what may follow: a word without a space, or not.
 _PIECES = (
-    *(f'{_CALL}{name}","coordinate":[' for name in ("click", "long_press", "swipe")),
-    *(f'{_CALL}{name}","text":"' for name in ("type", "open")),
-    f'{_CALL}system_button","button":"',
-    f'{_CALL}wait","time":',
-    *(f'{_CALL}terminate","status":"{s}","action_desc":"' for s in ("success", "failure")),
-    *('],"action_desc":"', '","action_desc":"', ',"action_desc":"'),
+    *(f'{_CALL}{name}","action_desc":"' for name in get_args(Name)),
+    *('","coordinate":[', '","text":"', '","button":"', '","time":'),
     *('],"direction":"', '","distance":"', '],"time":'),
-    f'"}}}}{CLOSE_TAG}',
+    *(f'","status":"{status}"}}}}{CLOSE_TAG}' for status in STATUSES),
+    *(f"{end}}}}}{CLOSE_TAG}" for end in ('"', "]", "")),
     *('"', "#", ","),
 )
 
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a text and of the response to it
+_ROWS = 701  # purpose of random draws
 # A screenshot of 160 x 210 is resized to 140 x 168: 5 x 6 = 30 tokens, in one window.
 IMAGES = ImageConfig(min_pixels=140 * 168, max_pixels=140 * 196)
 VISION = VisionConfig(
@@ -126,12 +131,15 @@ def unknown(encoder: Any, text: str) -> int:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """A base agent that is made on the spot, from demonstrations. Neither the sizes nor the settings
-    were tuned.
+    """A base agent that is made on the spot, from demonstrations, and from screens that nobody
+    demonstrated anything on.
 
-    model: its vocabulary holds the tokenizer's, and its image token is IMAGE_TOKEN. batch: views a
-    step. In 30 demonstrations of each task a view and its answer had 96 tokens in the mean and at
-    most 231, the screenshot's 30 among them.
+    A model of this size has to be taught to look before it can act: beside what was demonstrated there,
+    it is asked to click on each thing that a screen's list names, and to type a word where a field has
+    the focus (`_exercises`). screens: of so many further seeds of each task. Those have exercises only.
+
+    model: its vocabulary holds the tokenizer's, and its image token is IMAGE_TOKEN. batch: screens a
+    step. row_tokens: of a screen and as much of what it is asked as fits.
     """
 
     model: ModelConfig = field(
@@ -150,8 +158,10 @@ class BaseConfig:
             unroll=4,
         )
     )
+    screens: int = 24
     steps: int = 600
-    batch: int = 32
+    batch: int = 16
+    row_tokens: int = 192
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             learning_rate=2e-3,
@@ -163,9 +173,9 @@ class BaseConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"policy.{name}={getattr(self, name)} must be at least 1.")
+        for name, least in (("screens", 0), ("steps", 1), ("batch", 1), ("row_tokens", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"policy.{name}={getattr(self, name)} must be at least {least}.")
         vision = self.model.vision
         if vision is None or vision.image_token != IMAGE_TOKEN:
             raise UserError(
@@ -177,42 +187,55 @@ class BaseConfig:
 def get_base(
     config: BaseConfig,
     demonstrations: Sequence[Trajectory],
+    screens: Sequence[Trajectory],
     screenshots_folder: str | os.PathLike[str],
     seed: int,
     mesh: Mesh,
     say: Callable[[str], None],
 ) -> Policy:
     """The base agent, from the cache or made now (and then cached, whole or not at all). Every step of
-    the demonstrations is learnt from; which of them are worth it is the caller's choice.
-    screenshots_folder: where their PNGs are. UserError if there are none, or for a vocabulary that is
-    too small."""
+    the demonstrations is learnt from; which of them are worth it is the caller's choice. screens:
+    trajectories of which only the last screen counts. screenshots_folder: where the PNGs are. UserError
+    if there are no demonstrations, or for a vocabulary that is too small."""
     task = _task()
     made_base.check_vocabulary(config.model, task)
     learnt = agent.examples(demonstrations, screenshots_folder)
+    shown = [
+        agent.Example(partial(trajectory.view_at, one, len(one.steps), screenshots_folder, 0), ())
+        for one in screens
+    ]
     return made_base.get(
-        content_hash(config, demonstrations, seed),
+        content_hash(config, demonstrations, screens, seed),
         config.model,
         config.optimizer,
         config.steps,
-        partial(_batches, config, learnt, task, seed),
+        partial(_batches, config, learnt, shown, task, seed),
         task,
         seed,
         mesh,
         say,
         f"{config.steps} steps of {config.batch} of {len(learnt)} views from "
-        f"{len(demonstrations)} demonstrations",
+        f"{len(demonstrations)} demonstrations and {len(shown)} other screens",
     )
 
 
-def content_hash(config: BaseConfig, demonstrations: Sequence[Trajectory], seed: int) -> str:
+def content_hash(
+    config: BaseConfig,
+    demonstrations: Sequence[Trajectory],
+    screens: Sequence[Trajectory],
+    seed: int,
+) -> str:
     """Names a base by everything that decides its weights: screenshots too, whose names are hashes of
     their content. A demonstration's id and provenance are none of it."""
+
+    def records(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
+        records = map(trajectory.as_record, trajectories)
+        return [{k: v for k, v in r.items() if k not in ("id", "source")} for r in records]
+
     told = {
         "config": dataclasses.asdict(config),
-        "demonstrations": [
-            {k: v for k, v in trajectory.as_record(one).items() if k not in ("id", "source")}
-            for one in demonstrations
-        ],
+        "demonstrations": records(demonstrations),
+        "screens": records(screens),
         "seed": seed,
     }
     return made_base.content_hash(json.loads(json.dumps(told)), _SOURCES, ("pillow", "tokenizers"))
@@ -246,11 +269,89 @@ def _task() -> Task:
 
 
 def _batches(
-    config: BaseConfig, learnt: Sequence[agent.Example], task: Task, seed: int
+    config: BaseConfig,
+    learnt: Sequence[agent.Example],
+    screens: Sequence[agent.Example],
+    task: Task,
+    seed: int,
 ) -> Iterator[Batch]:
+    """Half of a batch are demonstrated views, where there are other screens."""
+    if not learnt:
+        raise UserError("no demonstration has a step to learn from. Fix: other tasks or seeds.")
     # What turns views into tokens needs of a policy all but its weights.
     unmade: Any = None
     policy = Policy(unmade, config.model, task.tokenizer, task.stop_tokens, 0, IMAGES)
-    return agent.sft_batches(
-        policy, learnt, "short", size=config.batch, steps=config.steps, seed=seed
-    )
+    rng = np.random.default_rng([seed, _ROWS])
+    held = [_screen(policy, example, rng) for example in learnt]
+    others = [_screen(policy, example, rng) for example in screens]
+    others = [one for one in others if one.exercises]
+    for _ in range(config.steps):
+        n = config.batch // 2 if others else 0
+        picked = [held[i] for i in rng.integers(len(learnt), size=config.batch - n)]
+        picked += [others[i] for i in rng.integers(len(others), size=n)] if n else []
+        rows = [(one.prompt, _fitting(one, rng, config.row_tokens)) for one in picked]
+        length = bucket(max(config.row_tokens, *map(_length, rows)))
+        pictures = [[preprocess(one.image, IMAGES, VISION)] for one in picked]
+        yield sft.supervised_batch(rows, length, pictures, config.model.vision)
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """prompt: the tokens of what comes before the goal. The others: (goal, response) tokens."""
+
+    image: Image.Image
+    prompt: tuple[int, ...]
+    demonstrated: list[Pair]
+    exercises: list[Pair]
+
+
+def _screen(policy: Policy, example: agent.Example, rng: np.random.Generator) -> _Screen:
+    view = example.view()
+    asked = [(view, action) for action in example.actions]
+    asked += [(replace(view, goal=goal), action) for goal, action in _exercises(view, rng)]
+    prompts = [
+        agent.prompt_tokens(policy, each, "short") for each in [view, *(v for v, _ in asked)]
+    ]
+    # The goal comes last, so all but it is shared; the end of a prompt is always left to its own.
+    alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
+    before = prompts[0][: min(len(list(alike)), len(prompts[0]) - 1)]
+    pairs = [
+        (prompt[len(before) :], agent.response_tokens(policy, action, "short"))
+        for prompt, (_, action) in zip(prompts[1:], asked, strict=True)
+    ]
+    n = len(example.actions)
+    return _Screen(load_image(view.screenshots[-1]), before, pairs[:n], pairs[n:])
+
+
+def _exercises(view: View, rng: np.random.Generator) -> list[tuple[str, Action]]:
+    """(goal, action): a click on each thing that has a name of its own on the screen, and where a field
+    has the focus, some words to type."""
+    names = Counter(element.text or element.kind for element in view.elements)
+    found = []
+    for element in view.elements:
+        name = element.text or element.kind
+        left, top, right, bottom = element.box
+        at = ((left + right) // 2, (top + bottom) // 2)
+        if names[name] == 1 and 0 <= at[0] < view.frame.width and 0 <= at[1] < view.frame.height:
+            found.append((f"click {name}", Action("click", f"click {name}", at)))
+    if any(element.focused for element in view.elements):
+        for word in rng.choice(words(), size=4):
+            found.append((f"type {word}", Action("type", f"type {word}", text=str(word))))
+    return found
+
+
+def _fitting(one: _Screen, rng: np.random.Generator, room: int) -> list[Pair]:
+    """What was demonstrated, and as many exercises, in a random order, as there is room for."""
+    pairs = list(one.demonstrated)
+    room -= _length((one.prompt, pairs))
+    for i in rng.permutation(len(one.exercises)):
+        text, response = one.exercises[i]
+        room -= len(text) + len(response)
+        if room < 0:
+            break
+        pairs.append((text, response))
+    return pairs
+
+
+def _length(row: tuple[tuple[int, ...], list[Pair]]) -> int:
+    return len(row[0]) + sum(len(text) + len(response) for text, response in row[1])

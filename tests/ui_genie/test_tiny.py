@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import decoder
 from models.params import count
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.ui_genie import contract, tiny, trajectory
+from selfevolve_jax.ui_genie import agent, contract, tiny, trajectory
 from selfevolve_jax.ui_genie.actions import Action, Frame, parse
 from selfevolve_jax.ui_genie.contract import View
 from selfevolve_jax.ui_genie.environment import Element
@@ -98,14 +98,14 @@ def test_a_word_and_a_number_are_the_same_token_wherever_they_stand():
 def test_a_click_is_eight_tokens():
     assert pieces(contract.candidate(CLICK, "short")) == [
         '<~ tool_~ call>{"~ name":"~ mobile_~ use","~ arguments":{"~ action":"~ click",'
-        '"~ coordinate":[~',
+        '"~ action_~ desc":"~',
+        " click",
+        " Submit",
+        '","~ coordinate":[~',
         " 52",
         ",~",
         " 101",
-        '],"~ action_~ desc":"~',
-        " click",
-        " Submit",
-        '"}}</~ tool_~ call>',
+        "]}}</~ tool_~ call>",
     ]
 
 
@@ -208,9 +208,11 @@ def test_a_screen_is_thirty_tokens():
 
 def test_the_base_is_made_once_and_then_cached(folder, mesh1):
     said = []
-    one = tiny.get_base(CONFIG, [demonstration()], folder, 0, mesh1, said.append)
-    assert "2 steps of 8 of 1 views" in said[0]
-    again = tiny.get_base(CONFIG, [demonstration(place=2)], folder, 0, mesh1, said.append)
+    one = tiny.get_base(CONFIG, [demonstration()], [demonstration()], folder, 0, mesh1, said.append)
+    assert "2 steps of 8 of 1 views from 1 demonstrations and 1 other screens" in said[0]
+    again = tiny.get_base(
+        CONFIG, [demonstration(place=2)], [demonstration()], folder, 0, mesh1, said.append
+    )
     assert "from the cache" in said[-1]
     assert one.stop_tokens == (TEXT.eos_token_id,)
     assert again.images == tiny.IMAGES
@@ -219,16 +221,17 @@ def test_the_base_is_made_once_and_then_cached(folder, mesh1):
 
 
 def test_the_name_follows_from_what_decides_the_weights():
-    name = tiny.content_hash(CONFIG, [demonstration()], 0)
-    assert tiny.content_hash(CONFIG, [demonstration(place=2)], 0) == name  # only its id
+    name = tiny.content_hash(CONFIG, [demonstration()], [], 0)
+    assert tiny.content_hash(CONFIG, [demonstration(place=2)], [], 0) == name  # only its id
     others = [
-        (CONFIG, [demonstration(shot=1)], 0),
-        (CONFIG, [demonstration(action=replace(CLICK, coordinate=(1, 1)))], 0),
-        (CONFIG, [demonstration()] * 2, 0),
-        (CONFIG, [demonstration()], 1),
-        (replace(CONFIG, batch=16), [demonstration()], 0),
+        (CONFIG, [demonstration(shot=1)], [], 0),
+        (CONFIG, [demonstration(action=replace(CLICK, coordinate=(1, 1)))], [], 0),
+        (CONFIG, [demonstration()] * 2, [], 0),
+        (CONFIG, [demonstration()], [demonstration()], 0),
+        (CONFIG, [demonstration()], [], 1),
+        (replace(CONFIG, batch=16), [demonstration()], [], 0),
     ]
-    assert len({name, *(tiny.content_hash(*other) for other in others)}) == 6
+    assert len({name, *(tiny.content_hash(*other) for other in others)}) == 7
 
 
 def test_bad_settings_say_what_to_do(folder, mesh1):
@@ -238,6 +241,41 @@ def test_bad_settings_say_what_to_do(folder, mesh1):
         replace(CONFIG, model=replace(SMALL, vision=replace(tiny.VISION, image_token=1)))
     small = replace(CONFIG, model=replace(SMALL, vocab_size=100))
     with pytest.raises(UserError, match=f"{len(TEXT)} or more"):
-        tiny.get_base(small, [demonstration()], folder, 0, mesh1, print)
-    with pytest.raises(UserError, match="no steps to learn"):
-        next(tiny._batches(CONFIG, [], tiny._task(), 0))
+        tiny.get_base(small, [demonstration()], [], folder, 0, mesh1, print)
+    with pytest.raises(UserError, match="no demonstration has a step"):
+        next(tiny._batches(CONFIG, [], [], tiny._task(), 0))
+
+
+def test_a_screen_is_asked_about_by_name(folder):
+    """What was demonstrated, then a click on each thing with a name of its own, and words to type where
+    a field has the focus; everything after the goal is a branch of one row."""
+    elements = (
+        Element("button", "Submit", (2, 85, 102, 118)),
+        Element("input", "", (10, 10, 50, 30), focused=True),
+        Element("link", "a", (0, 40, 10, 50)),
+        Element("link", "a", (0, 60, 10, 70)),
+    )
+    view = View("Say it", ("click input",), (SHOTS[NAMES[0]],), FRAME, elements)
+    asked = tiny._exercises(view, np.random.default_rng(0))
+    clicks, typed = asked[:2], asked[2:]
+    assert [goal for goal, _ in clicks] == ["click Submit", "click input"]
+    assert [a.coordinate for _, a in clicks] == [(52, 101), (30, 20)]
+    assert [goal for goal, _ in typed] == [f"type {action.text}" for _, action in typed]
+    assert len(typed) == 4 and {a.text for _, a in typed} <= set(tiny.words())
+
+    (batch,) = tiny._batches(
+        replace(CONFIG, steps=1, batch=1),
+        [agent.Example(lambda: view, (CLICK,))],
+        [],
+        tiny._task(),
+        0,
+    )
+    tokens, branch = batch.tokens_BxT[0], batch.branch_ids_BxT[0]
+    prompt = TEXT.decode(tokens[(branch == 0) & (batch.segment_ids_BxT[0] == 0)])
+    assert prompt.endswith("link a 5 45 link a 5 65 button Submit 52 101 :")
+    first = TEXT.decode(tokens[branch == 1])
+    assert first == f" Say it >{contract.candidate(CLICK, 'short')}<|end|>"
+    rest = [TEXT.decode(tokens[branch == k]) for k in range(2, branch.max() + 1)]
+    want = [f" {goal} >{contract.candidate(a, 'short')}<|end|>" for goal, a in clicks]
+    assert rest and {text for text in rest if not text.startswith(" type ")} <= set(want)
+    assert len(set(rest)) == len(rest)
