@@ -155,5 +155,5 @@ def test_every_recipe_of_the_command_line_builds():
         assert recipe.arms == ("mm_upt",) and recipe.trainer.train_vision
         assert replace(recipe, arms=("direct", "in_context")).questions == QuestionsConfig()
     failure = built["failure"]
-    assert failure.task == PicturesConfig(hard=1.0) and failure.policy.hard > 0
+    assert failure.task.hard == failure.policy.hard == 1.0
     assert {"mm_upt", "filter"} <= set(failure.arms)
