@@ -3,8 +3,7 @@ real browser, beside arms that tell what the reward model was worth.
 
     RUN/config.json, summary.json, report.html
     RUN/screenshots           every picture once, for all that names it
-    RUN/demonstrations        what both models begin from (train), the same of the held-out seeds, and
-                              screens that a made base looks at
+    RUN/demonstrations        what both models begin from, and of the held-out seeds
     RUN/hold_out              what every reward model is tested on
     RUN/round-0               the first agent and reward model, shared by the arms
     RUN/arms/ARM/round-K      `rounds`
@@ -25,7 +24,7 @@ from selfevolve_jax.experiment import say
 from selfevolve_jax.report.trajectories import write_trajectories_page
 from selfevolve_jax.ui_genie import demos, evaluation, rounds, tiny, trajectory
 from selfevolve_jax.ui_genie.miniwob import miniwob_fleet
-from selfevolve_jax.ui_genie.recipe import LOOKED_AT, UIGenieRecipe, page_seeds
+from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_model import with_reward_tokens
 from selfevolve_jax.ui_genie.rounds import Models, Setting
 from selfevolve_jax.ui_genie.tiny import BaseConfig
@@ -119,21 +118,7 @@ def first_agent(shown: Sequence[Trajectory], setting: Setting) -> checkpoint.Pol
     recipe, mesh = setting.recipe, setting.mesh
     if not isinstance(recipe.policy, BaseConfig):
         return starting_point.load_policy(recipe.policy, mesh)
-    others = _other_screens(setting, recipe.policy.screens)
-    return tiny.get_base(
-        recipe.policy, shown, others, setting.screenshots, recipe.seed, mesh, setting.say
-    )
-
-
-def _other_screens(setting: Setting, n: int) -> list[Trajectory]:
-    """The first screens of n further seeds of every task, as trajectories without a step."""
-    recipe, place = setting.recipe, setting.folder / "demonstrations" / "screens"
-    if n and not (place / trajectory.TRAJECTORIES).exists():
-        seeds = page_seeds(LOOKED_AT, recipe.seed, n)
-        starts = [(task, seed) for task in recipe.tasks for seed in seeds]
-        found, shots = demos.play(starts, setting.fleet, recipe.screens.tabs, most_steps=0)
-        trajectory.write(place, found, shots, setting.folder)
-    return trajectory.read(place) if n else []
+    return tiny.get_base(recipe.policy, shown, setting.screenshots, recipe.seed, mesh, setting.say)
 
 
 def _arm(arm, first: Models, shown, held_out, setting: Setting) -> list[dict[str, Any]]:

@@ -11,21 +11,21 @@ before it inside, and where there is none in the text, a mark before it takes it
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import io
 import json
 import os
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from models.config import ModelConfig, VisionConfig
 from selfevolve_jax import made_base, sft
@@ -36,9 +36,10 @@ from selfevolve_jax.images import ImageConfig, load_image, preprocess
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.tasks.base import AnswerSpec, Task
-from selfevolve_jax.ui_genie import agent, trajectory
-from selfevolve_jax.ui_genie.actions import CLOSE_TAG, OPEN_TAG, STATUSES, TOOL, Action, Name
+from selfevolve_jax.ui_genie import agent, contract, trajectory
+from selfevolve_jax.ui_genie.actions import CLOSE_TAG, OPEN_TAG, STATUSES, TOOL, Action, Frame, Name
 from selfevolve_jax.ui_genie.contract import View
+from selfevolve_jax.ui_genie.environment import Element
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 END, UNKNOWN = "<|end|>", "<unk>"
@@ -60,20 +61,22 @@ _PIECES = (
 )
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a text and of the response to it
+_KINDS = ("button", "link", "text", "radio", "checkbox", "input", "tab")  # of made-up screens
 _ROWS = 701  # purpose of random draws
 # A screenshot of 160 x 210 is resized to 140 x 168: 5 x 6 = 30 tokens, in one window.
 IMAGES = ImageConfig(min_pixels=140 * 168, max_pixels=140 * 196)
 VISION = VisionConfig(
-    d_model=64,
-    n_layers=2,
+    d_model=32,
+    n_layers=1,
     n_heads=2,
-    d_ff=128,
+    d_ff=64,
     image_token=IMAGE_TOKEN,
-    full_attention=(0, 1),
+    full_attention=(0,),
     window=168,
 )
 
 
+@cache
 def words() -> list[str]:
     """words.txt: names, filler and labels of the demonstrated tasks' pages, in order.
     tests/ui_genie/make_words.py makes it."""
@@ -131,12 +134,12 @@ def unknown(encoder: Any, text: str) -> int:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """A base agent that is made on the spot, from demonstrations, and from screens that nobody
-    demonstrated anything on.
+    """A base agent that is made on the spot, from demonstrations, and from made-up screens.
 
-    A model of this size has to be taught to look before it can act: beside what was demonstrated there,
-    it is asked to click on each thing that a screen's list names, and to type a word where a field has
-    the focus (`_exercises`). screens: of so many further seeds of each task. Those have exercises only.
+    A model of this size has to be taught to look before it can act: beside what was demonstrated, it is
+    asked to click on each thing that a screen's list names, and to type words where a field has the
+    focus (`_exercises`). On the few screens of the demonstrations it would learn those by heart, so
+    half of a batch are screens that are drawn for it, with random words at random places.
 
     model: its vocabulary holds the tokenizer's, and its image token is IMAGE_TOKEN. batch: screens a
     step. row_tokens: of a screen and as much of what it is asked as fits.
@@ -145,26 +148,26 @@ class BaseConfig:
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
             vocab_size=_rows(len(tokenizer())),
-            d_model=128,
-            n_layers=4,
+            d_model=96,
+            n_layers=3,
             n_heads=4,
             n_kv_heads=2,
-            head_dim=32,
-            d_ff=256,
+            head_dim=24,
+            d_ff=192,
             qkv_bias=True,
             tie_embeddings=True,  # what copies a word needs no second table to learn it in
-            mrope_sections=(4, 6, 6),
+            rope_theta=100.0,  # rows have some 200 tokens; sharp at short distances
+            mrope_sections=(4, 4, 4),
             vision=VISION,
-            unroll=4,
+            unroll=3,
         )
     )
-    screens: int = 24
     steps: int = 600
     batch: int = 16
     row_tokens: int = 192
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            learning_rate=2e-3,
+            learning_rate=4e-3,
             schedule="cosine",
             warmup_steps=50,
             end_factor=0.05,
@@ -173,9 +176,9 @@ class BaseConfig:
     )
 
     def __post_init__(self) -> None:
-        for name, least in (("screens", 0), ("steps", 1), ("batch", 1), ("row_tokens", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"policy.{name}={getattr(self, name)} must be at least {least}.")
+        for name in ("steps", "batch", "row_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"policy.{name}={getattr(self, name)} must be at least 1.")
         vision = self.model.vision
         if vision is None or vision.image_token != IMAGE_TOKEN:
             raise UserError(
@@ -187,55 +190,42 @@ class BaseConfig:
 def get_base(
     config: BaseConfig,
     demonstrations: Sequence[Trajectory],
-    screens: Sequence[Trajectory],
     screenshots_folder: str | os.PathLike[str],
     seed: int,
     mesh: Mesh,
     say: Callable[[str], None],
 ) -> Policy:
     """The base agent, from the cache or made now (and then cached, whole or not at all). Every step of
-    the demonstrations is learnt from; which of them are worth it is the caller's choice. screens:
-    trajectories of which only the last screen counts. screenshots_folder: where the PNGs are. UserError
-    if there are no demonstrations, or for a vocabulary that is too small."""
+    the demonstrations is learnt from; which of them are worth it is the caller's choice.
+    screenshots_folder: where their PNGs are. UserError if there are none, or for a vocabulary that is
+    too small."""
     task = _task()
     made_base.check_vocabulary(config.model, task)
     learnt = agent.examples(demonstrations, screenshots_folder)
-    shown = [
-        agent.Example(partial(trajectory.view_at, one, len(one.steps), screenshots_folder, 0), ())
-        for one in screens
-    ]
     return made_base.get(
-        content_hash(config, demonstrations, screens, seed),
+        content_hash(config, demonstrations, seed),
         config.model,
         config.optimizer,
         config.steps,
-        partial(_batches, config, learnt, shown, task, seed),
+        partial(_batches, config, learnt, task, seed),
         task,
         seed,
         mesh,
         say,
         f"{config.steps} steps of {config.batch} of {len(learnt)} views from "
-        f"{len(demonstrations)} demonstrations and {len(shown)} other screens",
+        f"{len(demonstrations)} demonstrations and of made-up screens",
     )
 
 
-def content_hash(
-    config: BaseConfig,
-    demonstrations: Sequence[Trajectory],
-    screens: Sequence[Trajectory],
-    seed: int,
-) -> str:
+def content_hash(config: BaseConfig, demonstrations: Sequence[Trajectory], seed: int) -> str:
     """Names a base by everything that decides its weights: screenshots too, whose names are hashes of
     their content. A demonstration's id and provenance are none of it."""
-
-    def records(trajectories: Sequence[Trajectory]) -> list[dict[str, Any]]:
-        records = map(trajectory.as_record, trajectories)
-        return [{k: v for k, v in r.items() if k not in ("id", "source")} for r in records]
-
     told = {
         "config": dataclasses.asdict(config),
-        "demonstrations": records(demonstrations),
-        "screens": records(screens),
+        "demonstrations": [
+            {k: v for k, v in trajectory.as_record(one).items() if k not in ("id", "source")}
+            for one in demonstrations
+        ],
         "seed": seed,
     }
     return made_base.content_hash(json.loads(json.dumps(told)), _SOURCES, ("pillow", "tokenizers"))
@@ -269,26 +259,20 @@ def _task() -> Task:
 
 
 def _batches(
-    config: BaseConfig,
-    learnt: Sequence[agent.Example],
-    screens: Sequence[agent.Example],
-    task: Task,
-    seed: int,
+    config: BaseConfig, learnt: Sequence[agent.Example], task: Task, seed: int
 ) -> Iterator[Batch]:
-    """Half of a batch are demonstrated views, where there are other screens."""
+    """Half of a batch are demonstrated views, half are made up."""
     if not learnt:
         raise UserError("no demonstration has a step to learn from. Fix: other tasks or seeds.")
     # What turns views into tokens needs of a policy all but its weights.
     unmade: Any = None
     policy = Policy(unmade, config.model, task.tokenizer, task.stop_tokens, 0, IMAGES)
     rng = np.random.default_rng([seed, _ROWS])
-    held = [_screen(policy, example, rng) for example in learnt]
-    others = [_screen(policy, example, rng) for example in screens]
-    others = [one for one in others if one.exercises]
+    held = [_screen(policy, example.view(), example.actions, rng) for example in learnt]
     for _ in range(config.steps):
-        n = config.batch // 2 if others else 0
-        picked = [held[i] for i in rng.integers(len(learnt), size=config.batch - n)]
-        picked += [others[i] for i in rng.integers(len(others), size=n)] if n else []
+        made_up = config.batch // 2
+        picked = [held[i] for i in rng.integers(len(held), size=config.batch - made_up)]
+        picked += [_screen(policy, drawn_screen(rng), (), rng) for _ in range(made_up)]
         rows = [(one.prompt, _fitting(one, rng, config.row_tokens)) for one in picked]
         length = bucket(max(config.row_tokens, *map(_length, rows)))
         pictures = [[preprocess(one.image, IMAGES, VISION)] for one in picked]
@@ -305,27 +289,58 @@ class _Screen:
     exercises: list[Pair]
 
 
-def _screen(policy: Policy, example: agent.Example, rng: np.random.Generator) -> _Screen:
-    view = example.view()
-    asked = [(view, action) for action in example.actions]
-    asked += [(replace(view, goal=goal), action) for goal, action in _exercises(view, rng)]
-    prompts = [
-        agent.prompt_tokens(policy, each, "short") for each in [view, *(v for v, _ in asked)]
-    ]
-    # The goal comes last, so all but it is shared; the end of a prompt is always left to its own.
-    alike = itertools.takewhile(lambda tokens: len(set(tokens)) == 1, zip(*prompts, strict=False))
-    before = prompts[0][: min(len(list(alike)), len(prompts[0]) - 1)]
-    pairs = [
-        (prompt[len(before) :], agent.response_tokens(policy, action, "short"))
-        for prompt, (_, action) in zip(prompts[1:], asked, strict=True)
-    ]
-    n = len(example.actions)
-    return _Screen(load_image(view.screenshots[-1]), before, pairs[:n], pairs[n:])
+def _screen(
+    policy: Policy, view: View, actions: Sequence[Action], rng: np.random.Generator
+) -> _Screen:
+    def goal_tokens(goal: str) -> tuple[int, ...]:
+        return tuple(policy.tokenizer.encode(f" {goal} >", add_special_tokens=False))
+
+    def pair(goal: str, action: Action) -> Pair:
+        return goal_tokens(goal), agent.response_tokens(policy, action, "short")
+
+    prompt = agent.prompt_tokens(policy, view, "short")
+    own = goal_tokens(contract.plain(view.goal))  # it comes last, so all before it is shared
+    return _Screen(
+        load_image(view.screenshots[-1]),
+        prompt[: len(prompt) - len(own)],
+        [(own, agent.response_tokens(policy, action, "short")) for action in actions],
+        [pair(contract.plain(goal), action) for goal, action in _exercises(view, rng)],
+    )
+
+
+def drawn_screen(rng: np.random.Generator) -> View:
+    """A screen of random things with random names at random places, and a picture of them."""
+    frame = Frame(160, 210)
+    image = Image.new("RGB", (frame.width, frame.height), "white")
+    pen = ImageDraw.Draw(image)
+    found, top = [], int(rng.integers(50, 80))
+    while top < 195 and len(found) < 8:
+        left, high = int(rng.integers(2, 70)), int(rng.integers(10, 32))
+        kind = str(rng.choice(_KINDS))
+        text = "" if kind == "input" and rng.random() < 0.7 else _random_text(rng)
+        box = (left, top, left + int(rng.integers(20, 90)), min(top + high, frame.height))
+        checked = bool(rng.random() < 0.3) if kind in ("radio", "checkbox") else None
+        focused = kind == "input" and rng.random() < 0.5 and not any(e.focused for e in found)
+        found.append(Element(kind, text, box, focused, checked))
+        pen.rectangle(box, outline="blue" if focused else "grey", fill="black" if checked else None)
+        pen.text((left + 2, top), text, fill="black")
+        # Some things stand side by side.
+        top += high + int(rng.integers(1, 20)) if rng.random() < 0.8 else int(rng.integers(0, 4))
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return View("", (), (file.getvalue(),), frame, tuple(found))
+
+
+def _random_text(rng: np.random.Generator) -> str:
+    if rng.random() < 0.3:
+        letters = string.ascii_letters + string.digits
+        return "".join(rng.choice(list(letters), size=rng.integers(1, 8)))
+    return " ".join(rng.choice(words(), size=rng.choice((1, 1, 1, 2, 3))))
 
 
 def _exercises(view: View, rng: np.random.Generator) -> list[tuple[str, Action]]:
     """(goal, action): a click on each thing that has a name of its own on the screen, and where a field
-    has the focus, some words to type."""
+    has the focus, words to type."""
     names = Counter(element.text or element.kind for element in view.elements)
     found = []
     for element in view.elements:
@@ -335,8 +350,8 @@ def _exercises(view: View, rng: np.random.Generator) -> list[tuple[str, Action]]
         if names[name] == 1 and 0 <= at[0] < view.frame.width and 0 <= at[1] < view.frame.height:
             found.append((f"click {name}", Action("click", f"click {name}", at)))
     if any(element.focused for element in view.elements):
-        for word in rng.choice(words(), size=4):
-            found.append((f"type {word}", Action("type", f"type {word}", text=str(word))))
+        for text in [_random_text(rng) for _ in range(3)]:
+            found.append((f"type {text}", Action("type", f"type {text}", text=text)))
     return found
 
 

@@ -14,7 +14,6 @@ from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.starting_point import CheckpointConfig
 from selfevolve_jax.tasks.dataset import DataConfig
 from selfevolve_jax.tasks.easy_vqa import EasyVQAConfig
-from selfevolve_jax.tasks.pictures import PicturesConfig
 
 DATA = DataConfig("x.jsonl")
 
