@@ -125,12 +125,15 @@ def parse(text: str, frame: Frame) -> Action | Failure:
     return action
 
 
-def render(action: Action) -> str:
+def render(action: Action, described_first: bool = False) -> str:
     """The canonical text of an action: no spaces, fields in the dataclass's order with `action` first
-    and `action_desc` last, whole seconds without a decimal point. parse(render(a), frame) == a for
-    every action whose coordinate is in the frame. UserError where a field is missing or wrong.
+    and `action_desc` last (or second), whole seconds without a decimal point. parse(render(a), frame)
+    == a for every action whose coordinate is in the frame. UserError where a field is missing or wrong.
     """
-    call = {"name": TOOL, "arguments": as_record(_checked(as_record(action)))}
+    record = as_record(_checked(as_record(action)))
+    if described_first:
+        record = {name: record[name] for name in ("action", "action_desc")} | record
+    call = {"name": TOOL, "arguments": record}
     body = json.dumps(call, ensure_ascii=False, separators=(",", ":"))
     # A tag that someone types is written with an escape, or the call would seem to end there.
     for tag in (OPEN_TAG, CLOSE_TAG):

@@ -89,10 +89,12 @@ def reward_question(view: View, style: Style) -> tuple[str | None, str]:
 
 
 def candidate(action: Action, style: Style) -> str:
-    """How an action is written as a candidate, and as what an agent learns to answer: its tool call.
-    What it types may hold any text, so `<` becomes JSON's escape of it and opens no special token."""
-    _checked(style)
-    body = render(action)[len(OPEN_TAG) : -len(CLOSE_TAG)].replace("<", "\\u003c")
+    """How an action is written as a candidate, and as what an agent learns to answer: its tool call,
+    in the short style with the description first, so that a small model says what it does and then
+    looks up where. What it types may hold any text, so `<` becomes JSON's escape of it and opens no
+    special token."""
+    called = render(action, described_first=_checked(style) == "short")
+    body = called[len(OPEN_TAG) : -len(CLOSE_TAG)].replace("<", "\\u003c")
     return f"{OPEN_TAG}{body}{CLOSE_TAG}"
 
 
@@ -170,15 +172,16 @@ def _checked(style: Style) -> Style:
 
 
 def _short(view: View, earlier: Sequence[bool]) -> str:
-    """Goal, history, screenshot, elements in reading order. Every word has a space before it, so that a
-    small tokenizer needs each only once."""
+    """History, screenshot, elements in reading order, goal: what is asked of one screen shares all that
+    comes before the goal. Every word has a space before it, so that a small tokenizer needs each only
+    once."""
     shown = earlier or [False] * len(view.history)
     steps = [
         f" |{IMAGE_MARKER * image} {plain(desc)}"
         for desc, image in zip(view.history, shown, strict=True)
     ]
     words = [word for element in reading_order(view.elements) for word in _element(element)]
-    return f" {plain(view.goal)}{''.join(steps)}{IMAGE_MARKER}{''.join(f' {w}' for w in words)}"
+    return f"{''.join(steps)}{IMAGE_MARKER}{''.join(f' {w}' for w in words)} : {plain(view.goal)}"
 
 
 def _element(element: Element) -> list[str]:

@@ -5,8 +5,7 @@ reward model from steps and outcomes of its own agent's episodes.
     ROUND/explored/CHUNK    trajectories (trajectory.write), and counts.jsonl
     ROUND/agent, /reward    policy folders
     ROUND/reward_rows.jsonl what the reward model learnt from, /reward_data.json its composition
-    ROUND/test              the agent's greedy episodes on held-out seeds
-    ROUND/evaluation.json   written last: the round is over
+    ROUND/test, /evaluation.json    `evaluation`, which is written last: the round is over
 
 All is made from (recipe, seed, what the round before left), and each part is written whole before the
 next begins, so a killed run goes on from the part that it was in: a chunk of episodes, a checkpoint
@@ -15,7 +14,6 @@ of a training.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,7 +29,6 @@ from selfevolve_jax.ui_genie import (
     agent,
     corruption,
     reward_data,
-    reward_metrics,
     reward_model,
     reward_rows,
     shepherd,
@@ -43,9 +40,6 @@ from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_data import By, Judged
 from selfevolve_jax.ui_genie.training import plan, train_policy
 from selfevolve_jax.ui_genie.trajectory import Trajectory
-
-EVALUATION = "evaluation.json"
-_HELD_OUT_SAMPLES = 3  # episodes of each held-out start that the reward model is tested on
 
 
 @dataclass(frozen=True)
@@ -210,7 +204,7 @@ def reward_rows_of(
     counts: dict[str, Any] = {}
     rows = reward_data.demonstration_rows(demonstrations)
     proposed, counts["rule"] = reward_data.rule_verified(
-        demonstrations, _proposals(models.agent, setting, seed)
+        demonstrations, proposals(models.agent, setting, seed)
     )
     mined, counts["mined"] = reward_data.hard_negatives(
         demonstrations, _scores(models.reward, setting), data.proposals, seed
@@ -243,7 +237,7 @@ def reward_rows_of(
     return reward_data.balanced(rows, seed), counts
 
 
-def _proposals(policy: Policy, setting: Setting, seed: int):
+def proposals(policy: Policy, setting: Setting, seed: int):
     propose = proposer(policy, setting, setting.recipe.exploration.temperature, seed)
 
     def texts(asked):
@@ -279,90 +273,6 @@ def _continue_from(models: Models, setting: Setting):
         return [(wins[state] + [False] * n)[:n] for state in states]
 
     return continued
-
-
-def hold_out(
-    models: Models, demonstrations: Sequence[Trajectory], setting: Setting, folder: epath.Path
-) -> list[Judged]:
-    """What every reward model of the run is tested on, made once with the first agent on held-out
-    seeds: the ends of its episodes, by the environment's verdict, and its own actions in the states of
-    demonstrations of those seeds, by rule."""
-    path = folder / "rows.jsonl"
-    if not path.exists():
-        recipe = setting.recipe
-        config = replace(recipe.exploration, mode="sample", candidates=_HELD_OUT_SAMPLES)
-        starts = held_out_starts(recipe)
-        found = episodes("held-out", starts, models, setting, config, recipe.seed, folder, False)
-        rows = reward_data.outcome_rows(found, "environment")
-        steps, _ = reward_data.rule_verified(
-            demonstrations, _proposals(models.agent, setting, recipe.seed + 1)
-        )
-        reward_rows.write(path, [*rows, *(row for row in steps if row.level == "step")])
-    return reward_rows.read(path)
-
-
-def held_out_starts(recipe: UIGenieRecipe) -> list[State]:
-    seeds = page_seeds(1, recipe.seed, recipe.held_out)
-    return [State(task, seed) for task in recipe.tasks for seed in seeds]
-
-
-def evaluate(
-    models: Models, held_out: Sequence[Judged], setting: Setting, folder: epath.Path, reward: bool
-) -> dict[str, Any]:
-    """The agent's greedy success on held-out seeds, by the environment, and the reward model's
-    figures on the hold-out; evaluation.json."""
-    path = folder / EVALUATION
-    if path.exists():
-        return json.loads(path.read_text())
-    recipe = setting.recipe
-    config = replace(recipe.exploration, mode="greedy")
-    found = episodes(
-        "test",
-        held_out_starts(recipe),
-        models,
-        setting,
-        config,
-        recipe.seed,
-        folder / "test",
-        False,
-    )
-    tasks: dict[str, list[bool]] = {}
-    for one in found:
-        tasks.setdefault(one.task, []).append(bool(one.success))
-    figures: dict[str, Any] = {
-        # An episode that broke is one that did not succeed, so that nothing leaves the denominator.
-        "agent_success": sum(bool(one.success) for one in found)
-        / (recipe.held_out * len(recipe.tasks)),
-        "by_task": {task: sum(wins) / recipe.held_out for task, wins in tasks.items()},
-    }
-    if reward:
-        scores = _scored(models.reward, held_out, setting)
-        measured = reward_metrics.measure(scores)
-        figures["reward_model"] = measured
-        for level in ("step", "outcome"):
-            rows = [one for one in scores if one.level == level]
-            figures[f"reward_model_f1_{level}"] = reward_metrics.figures(rows)["f1"]
-        figures["reward_model_f1"] = reward_metrics.figures(scores)["f1"]
-    run_dir.write_json_atomic(path, figures)
-    return figures
-
-
-def _scored(rm: Policy, rows: Sequence[Judged], setting: Setting) -> list[reward_metrics.Scored]:
-    images = setting.recipe.exploration.earlier
-    views = [reward_data.view_of(row, setting.screenshots, images) for row in rows]
-    given = scorer(rm, setting)([(v, [r.action]) for v, r in zip(views, rows, strict=True)])
-    return [
-        reward_metrics.Scored(
-            score=value,
-            label=row.label,
-            action=row.action.action,
-            source=row.source,
-            level=row.level,
-            state=f"{row.view.trajectory}/{row.view.step}",
-            claims=reward_data.claims_completion(row.action),
-        )
-        for row, (value,) in zip(rows, given, strict=True)
-    ]
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,17 @@ real browser, beside arms that tell what the reward model was worth.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
 
 from selfevolve_jax import checkpoint, run_dir, sharding, starting_point
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.experiment import say
 from selfevolve_jax.report.trajectories import write_trajectories_page
-from selfevolve_jax.ui_genie import demos, rounds, tiny, trajectory
+from selfevolve_jax.ui_genie import demos, evaluation, rounds, tiny, trajectory
 from selfevolve_jax.ui_genie.miniwob import miniwob_fleet
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_model import with_reward_tokens
@@ -100,31 +99,26 @@ def demonstrations(setting: Setting, purpose: int, n: int) -> list[Trajectory]:
 
 def _round_0(shown: Sequence[Trajectory], setting: Setting) -> tuple[Models, list, dict[str, Any]]:
     """The first agent and reward model, the hold-out, and how both do on it."""
-    recipe, mesh, place = setting.recipe, setting.mesh, setting.folder / "round-0"
-    agent = first_agent(recipe, shown, setting.screenshots, mesh, setting.say)
+    recipe, place = setting.recipe, setting.folder / "round-0"
+    agent = first_agent(shown, setting)
     untrained = Models(agent, with_reward_tokens(agent, recipe.seed))
     of_held_out = demonstrations(setting, 1, recipe.held_out)
-    held_out = rounds.hold_out(untrained, of_held_out, setting, setting.folder / "hold_out")
+    held_out = evaluation.hold_out(untrained, of_held_out, setting, setting.folder / "hold_out")
     rows = rounds.kept_rows((), shown, untrained, setting, recipe.seed * 1000, place)
     reward = rounds.learn_reward(
         untrained.reward, rows, setting, recipe.seed * 1000, place / "reward"
     )
     models = Models(agent, reward)
-    figures = rounds.evaluate(models, held_out, setting, place, True)
+    figures = evaluation.evaluate(models, held_out, setting, place, True)
     setting.say(f"round 0: {_told(figures)}")
     return models, held_out, figures
 
 
-def first_agent(
-    recipe: UIGenieRecipe,
-    shown: Sequence[Trajectory],
-    screenshots: epath.Path,
-    mesh: Mesh,
-    say: Callable[[str], None],
-) -> checkpoint.Policy:
-    if isinstance(recipe.policy, BaseConfig):
-        return tiny.get_base(recipe.policy, shown, screenshots, recipe.seed, mesh, say)
-    return starting_point.load_policy(recipe.policy, mesh)
+def first_agent(shown: Sequence[Trajectory], setting: Setting) -> checkpoint.Policy:
+    recipe, mesh = setting.recipe, setting.mesh
+    if not isinstance(recipe.policy, BaseConfig):
+        return starting_point.load_policy(recipe.policy, mesh)
+    return tiny.get_base(recipe.policy, shown, setting.screenshots, recipe.seed, mesh, setting.say)
 
 
 def _arm(arm, first: Models, shown, held_out, setting: Setting) -> list[dict[str, Any]]:
@@ -134,7 +128,7 @@ def _arm(arm, first: Models, shown, held_out, setting: Setting) -> list[dict[str
     for number in range(1, setting.recipe.rounds + 1):
         place = setting.folder / "arms" / arm / f"round-{number}"
         models, state = rounds.one_round(number, arm, models, state, shown, setting, place)
-        figures = rounds.evaluate(models, held_out, setting, place, arm != "no_reward")
+        figures = evaluation.evaluate(models, held_out, setting, place, arm != "no_reward")
         setting.say(f"{arm}, round {number}: {_told(figures)}")
         history.append(figures)
     return history

@@ -11,28 +11,35 @@ before it inside, and where there is none in the text, a mark before it takes it
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 from jax.sharding import Mesh
+from PIL import Image, ImageDraw
 
 from models.config import ModelConfig, VisionConfig
-from selfevolve_jax import made_base
+from selfevolve_jax import made_base, sft
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import Batch
-from selfevolve_jax.images import ImageConfig
+from selfevolve_jax.images import ImageConfig, load_image, preprocess
 from selfevolve_jax.optimizer import OptimizerConfig
+from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.tasks.base import AnswerSpec, Task
-from selfevolve_jax.ui_genie import agent, trajectory
-from selfevolve_jax.ui_genie.actions import CLOSE_TAG, OPEN_TAG, TOOL
+from selfevolve_jax.ui_genie import agent, contract, trajectory
+from selfevolve_jax.ui_genie.actions import CLOSE_TAG, OPEN_TAG, STATUSES, TOOL, Action, Frame, Name
+from selfevolve_jax.ui_genie.contract import View
+from selfevolve_jax.ui_genie.environment import Element
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 END, UNKNOWN = "<|end|>", "<unk>"
@@ -43,32 +50,33 @@ _GLUE = "\u2060"  # a word joiner: takes away the space after it; no text of our
 _NUMBERS = 256  # pixels of a screen of 160 x 210, and more
 _CHARACTERS = string.printable[:95] + "\n\t"
 _CALL = f'{OPEN_TAG}{{"name":"{TOOL}","arguments":{{"action":"'
-# Of actions.render, between the values. Each with what may follow: a word without a space, or not.
+# Of contract.candidate, between the values. Each with what may follow: a word without a space, or not.
 _PIECES = (
-    *(f'{_CALL}{name}","coordinate":[' for name in ("click", "long_press", "swipe")),
-    *(f'{_CALL}{name}","text":"' for name in ("type", "open")),
-    f'{_CALL}system_button","button":"',
-    f'{_CALL}wait","time":',
-    *(f'{_CALL}terminate","status":"{s}","action_desc":"' for s in ("success", "failure")),
-    *('],"action_desc":"', '","action_desc":"', ',"action_desc":"'),
+    *(f'{_CALL}{name}","action_desc":"' for name in get_args(Name)),
+    *('","coordinate":[', '","text":"', '","button":"', '","time":'),
     *('],"direction":"', '","distance":"', '],"time":'),
-    f'"}}}}{CLOSE_TAG}',
+    *(f'","status":"{status}"}}}}{CLOSE_TAG}' for status in STATUSES),
+    *(f"{end}}}}}{CLOSE_TAG}" for end in ('"', "]", "")),
     *('"', "#", ","),
 )
 
+Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a text and of the response to it
+_KINDS = ("button", "link", "text", "radio", "checkbox", "input", "tab")  # of made-up screens
+_ROWS = 701  # purpose of random draws
 # A screenshot of 160 x 210 is resized to 140 x 168: 5 x 6 = 30 tokens, in one window.
 IMAGES = ImageConfig(min_pixels=140 * 168, max_pixels=140 * 196)
 VISION = VisionConfig(
-    d_model=64,
-    n_layers=2,
+    d_model=32,
+    n_layers=1,
     n_heads=2,
-    d_ff=128,
+    d_ff=64,
     image_token=IMAGE_TOKEN,
-    full_attention=(0, 1),
+    full_attention=(0,),
     window=168,
 )
 
 
+@cache
 def words() -> list[str]:
     """words.txt: names, filler and labels of the demonstrated tasks' pages, in order.
     tests/ui_genie/make_words.py makes it."""
@@ -126,35 +134,40 @@ def unknown(encoder: Any, text: str) -> int:
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """A base agent that is made on the spot, from demonstrations. Neither the sizes nor the settings
-    were tuned.
+    """A base agent that is made on the spot, from demonstrations, and from made-up screens.
 
-    model: its vocabulary holds the tokenizer's, and its image token is IMAGE_TOKEN. batch: views a
-    step. In 30 demonstrations of each task a view and its answer had 96 tokens in the mean and at
-    most 231, the screenshot's 30 among them.
+    A model of this size has to be taught to look before it can act: beside what was demonstrated, it is
+    asked to click on each thing that a screen's list names, and to type words where a field has the
+    focus (`_exercises`). On the few screens of the demonstrations it would learn those by heart, so
+    half of a batch are screens that are drawn for it, with random words at random places.
+
+    model: its vocabulary holds the tokenizer's, and its image token is IMAGE_TOKEN. batch: screens a
+    step. row_tokens: of a screen and as much of what it is asked as fits.
     """
 
     model: ModelConfig = field(
         default_factory=lambda: ModelConfig(
             vocab_size=_rows(len(tokenizer())),
-            d_model=128,
-            n_layers=4,
+            d_model=96,
+            n_layers=3,
             n_heads=4,
             n_kv_heads=2,
-            head_dim=32,
-            d_ff=256,
+            head_dim=24,
+            d_ff=192,
             qkv_bias=True,
             tie_embeddings=True,  # what copies a word needs no second table to learn it in
-            mrope_sections=(4, 6, 6),
+            rope_theta=100.0,  # rows have some 200 tokens; sharp at short distances
+            mrope_sections=(4, 4, 4),
             vision=VISION,
-            unroll=4,
+            unroll=3,
         )
     )
     steps: int = 600
-    batch: int = 32
+    batch: int = 16
+    row_tokens: int = 192
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
-            learning_rate=2e-3,
+            learning_rate=4e-3,
             schedule="cosine",
             warmup_steps=50,
             end_factor=0.05,
@@ -163,7 +176,7 @@ class BaseConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
+        for name in ("steps", "batch", "row_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"policy.{name}={getattr(self, name)} must be at least 1.")
         vision = self.model.vision
@@ -200,7 +213,7 @@ def get_base(
         mesh,
         say,
         f"{config.steps} steps of {config.batch} of {len(learnt)} views from "
-        f"{len(demonstrations)} demonstrations",
+        f"{len(demonstrations)} demonstrations and of made-up screens",
     )
 
 
@@ -248,9 +261,112 @@ def _task() -> Task:
 def _batches(
     config: BaseConfig, learnt: Sequence[agent.Example], task: Task, seed: int
 ) -> Iterator[Batch]:
+    """Half of a batch are demonstrated views, half are made up."""
+    if not learnt:
+        raise UserError("no demonstration has a step to learn from. Fix: other tasks or seeds.")
     # What turns views into tokens needs of a policy all but its weights.
     unmade: Any = None
     policy = Policy(unmade, config.model, task.tokenizer, task.stop_tokens, 0, IMAGES)
-    return agent.sft_batches(
-        policy, learnt, "short", size=config.batch, steps=config.steps, seed=seed
+    rng = np.random.default_rng([seed, _ROWS])
+    held = [_screen(policy, example.view(), example.actions, rng) for example in learnt]
+    for _ in range(config.steps):
+        made_up = config.batch // 2
+        picked = [held[i] for i in rng.integers(len(held), size=config.batch - made_up)]
+        picked += [_screen(policy, drawn_screen(rng), (), rng) for _ in range(made_up)]
+        rows = [(one.prompt, _fitting(one, rng, config.row_tokens)) for one in picked]
+        length = bucket(max(config.row_tokens, *map(_length, rows)))
+        pictures = [[preprocess(one.image, IMAGES, VISION)] for one in picked]
+        yield sft.supervised_batch(rows, length, pictures, config.model.vision)
+
+
+@dataclass(frozen=True)
+class _Screen:
+    """prompt: the tokens of what comes before the goal. The others: (goal, response) tokens."""
+
+    image: Image.Image
+    prompt: tuple[int, ...]
+    demonstrated: list[Pair]
+    exercises: list[Pair]
+
+
+def _screen(
+    policy: Policy, view: View, actions: Sequence[Action], rng: np.random.Generator
+) -> _Screen:
+    def goal_tokens(goal: str) -> tuple[int, ...]:
+        return tuple(policy.tokenizer.encode(f" {goal} >", add_special_tokens=False))
+
+    def pair(goal: str, action: Action) -> Pair:
+        return goal_tokens(goal), agent.response_tokens(policy, action, "short")
+
+    prompt = agent.prompt_tokens(policy, view, "short")
+    own = goal_tokens(contract.plain(view.goal))  # it comes last, so all before it is shared
+    return _Screen(
+        load_image(view.screenshots[-1]),
+        prompt[: len(prompt) - len(own)],
+        [(own, agent.response_tokens(policy, action, "short")) for action in actions],
+        [pair(contract.plain(goal), action) for goal, action in _exercises(view, rng)],
     )
+
+
+def drawn_screen(rng: np.random.Generator) -> View:
+    """A screen of random things with random names at random places, and a picture of them."""
+    frame = Frame(160, 210)
+    image = Image.new("RGB", (frame.width, frame.height), "white")
+    pen = ImageDraw.Draw(image)
+    found, top = [], int(rng.integers(50, 80))
+    while top < 195 and len(found) < 8:
+        left, high = int(rng.integers(2, 70)), int(rng.integers(10, 32))
+        kind = str(rng.choice(_KINDS))
+        text = "" if kind == "input" and rng.random() < 0.7 else _random_text(rng)
+        box = (left, top, left + int(rng.integers(20, 90)), min(top + high, frame.height))
+        checked = bool(rng.random() < 0.3) if kind in ("radio", "checkbox") else None
+        focused = kind == "input" and rng.random() < 0.5 and not any(e.focused for e in found)
+        found.append(Element(kind, text, box, focused, checked))
+        pen.rectangle(box, outline="blue" if focused else "grey", fill="black" if checked else None)
+        pen.text((left + 2, top), text, fill="black")
+        # Some things stand side by side.
+        top += high + int(rng.integers(1, 20)) if rng.random() < 0.8 else int(rng.integers(0, 4))
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return View("", (), (file.getvalue(),), frame, tuple(found))
+
+
+def _random_text(rng: np.random.Generator) -> str:
+    if rng.random() < 0.3:
+        letters = string.ascii_letters + string.digits
+        return "".join(rng.choice(list(letters), size=rng.integers(1, 8)))
+    return " ".join(rng.choice(words(), size=rng.choice((1, 1, 1, 2, 3))))
+
+
+def _exercises(view: View, rng: np.random.Generator) -> list[tuple[str, Action]]:
+    """(goal, action): a click on each thing that has a name of its own on the screen, and where a field
+    has the focus, words to type."""
+    names = Counter(element.text or element.kind for element in view.elements)
+    found = []
+    for element in view.elements:
+        name = element.text or element.kind
+        left, top, right, bottom = element.box
+        at = ((left + right) // 2, (top + bottom) // 2)
+        if names[name] == 1 and 0 <= at[0] < view.frame.width and 0 <= at[1] < view.frame.height:
+            found.append((f"click {name}", Action("click", f"click {name}", at)))
+    if any(element.focused for element in view.elements):
+        for text in [_random_text(rng) for _ in range(3)]:
+            found.append((f"type {text}", Action("type", f"type {text}", text=text)))
+    return found
+
+
+def _fitting(one: _Screen, rng: np.random.Generator, room: int) -> list[Pair]:
+    """What was demonstrated, and as many exercises, in a random order, as there is room for."""
+    pairs = list(one.demonstrated)
+    room -= _length((one.prompt, pairs))
+    for i in rng.permutation(len(one.exercises)):
+        text, response = one.exercises[i]
+        room -= len(text) + len(response)
+        if room < 0:
+            break
+        pairs.append((text, response))
+    return pairs
+
+
+def _length(row: tuple[tuple[int, ...], list[Pair]]) -> int:
+    return len(row[0]) + sum(len(text) + len(response) for text, response in row[1])

@@ -38,7 +38,9 @@ class Plan:
 def plan(model: ModelConfig, steps: int, optimizer: OptimizerConfig, train_vision: bool) -> Plan:
     trainable = trainable_mask(model, train_vision)
     learnt = split(decoder.abstract_params(model), trainable)[0]
-    return Plan(steps, make_optimizer(optimizer, steps, decay_mask(learnt)), trainable)
+    # A constant rate is the same for any length, so a run of many trainings compiles its step once.
+    total = 0 if optimizer.schedule == "constant" else steps
+    return Plan(steps, make_optimizer(optimizer, total, decay_mask(learnt)), trainable)
 
 
 def train_policy(

@@ -14,7 +14,7 @@ from selfevolve_jax.rollout.engine import RolloutConfig, Samples
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.state import init_params
 from selfevolve_jax.ui_genie import agent, contract, trajectory
-from selfevolve_jax.ui_genie.actions import Action, Frame, render
+from selfevolve_jax.ui_genie.actions import Action, Frame
 from selfevolve_jax.ui_genie.contract import View
 from selfevolve_jax.ui_genie.environment import Element
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory
@@ -194,7 +194,8 @@ def test_a_batch_token_by_token(learnt, policy):
         answers = found.pop(agent.prompt_tokens(policy, example.view(), "short"))
         # the tokenizer's EOS, although it is not the first stop token
         assert [answer[-1] for answer in answers] == [seeing.TURN_END] * len(answers)
-        assert [TEXT.decode(a[:-1]) for a in answers] == [render(a) for a in example.actions]
+        want = [contract.candidate(action, "short") for action in example.actions]
+        assert [TEXT.decode(a[:-1]) for a in answers] == want
     assert not found
 
 

@@ -99,10 +99,10 @@ def test_the_agents_question_in_full():
 def test_the_short_questions():
     """Elements line by line: boxes whose centres differ by a few pixels are on one line."""
     listed = " checkbox news 14 46 + input 60 50 * checkbox ads 106 45 - button Ok 80 110"
-    goal, steps = " Say Zoe and press Ok", " | click field | type Zoe |"
-    asked = f"{goal}{steps} check news<image>{listed} >"
+    goal, steps = " : Say Zoe and press Ok", " | click field | type Zoe |"
+    asked = f"{steps} check news<image>{listed}{goal} >"
     assert agent_question(VIEW, "short") == (None, asked)
-    asked = f"{goal}{steps}<image> check news<image>{listed} ?"
+    asked = f"{steps}<image> check news<image>{listed}{goal} ?"
     assert reward_question(VIEW, "short") == (None, asked)
 
 
@@ -183,11 +183,11 @@ def test_no_candidate_can(text, typed, desc):
 
 
 def test_a_candidate_by_hand():
-    want = (
-        '<tool_call>{"name":"mobile_use","arguments":'
-        '{"action":"click","coordinate":[80,110],"action_desc":"click Ok"}}</tool_call>'
-    )
-    assert candidate(CLICK, "full") == candidate(CLICK, "short") == want
+    opening = '<tool_call>{"name":"mobile_use","arguments":'
+    full = '{"action":"click","coordinate":[80,110],"action_desc":"click Ok"}}</tool_call>'
+    short = '{"action":"click","action_desc":"click Ok","coordinate":[80,110]}}</tool_call>'
+    assert candidate(CLICK, "full") == opening + full
+    assert candidate(CLICK, "short") == opening + short
     assert '"action":"terminate","status":"success"' in candidate(COMPLETED, "full")
 
 
@@ -259,7 +259,7 @@ def test_the_page_says_what_the_function_does():
     )
     lines = page.splitlines()
     assert agent_question(replace(VIEW, elements=ELEMENTS[:2]), "short")[1] in lines
-    assert candidate(CLICK, "full") in lines
+    assert candidate(CLICK, "full") in lines and candidate(CLICK, "short") in lines
     rows, columns = smart_resize(2400, 1080, 28, 3136, 602_112)
     assert f"{columns}x{rows}" in page and f" {rows * columns // 28**2} for 1080x2400" in page
     rows, columns = smart_resize(210, 160, 28, 3136, 602_112)

@@ -1,0 +1,217 @@
+"""The whole loop on pages without a browser: what is on disk, that gold is out of reach of all that
+learns, and that a run killed anywhere ends in the same bytes."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from selfevolve_jax import checkpoint, run_dir, sharding
+from selfevolve_jax.errors import UserError
+from selfevolve_jax.optimizer import OptimizerConfig
+from selfevolve_jax.rollout.engine import RolloutConfig
+from selfevolve_jax.ui_genie import agent, reward_rows, rounds, run, tiny, trajectory
+from selfevolve_jax.ui_genie.environment import State
+from selfevolve_jax.ui_genie.explore import Exploration
+from selfevolve_jax.ui_genie.recipe import AgentTraining, RewardData, UIGenieRecipe, page_seeds
+from selfevolve_jax.ui_genie.reward_model import RewardTraining
+from selfevolve_jax.ui_genie.training import TRAINED, plan, train_policy
+from tests.ui_genie import pages
+from tests.ui_genie.test_tiny import SMALL
+
+FAST = OptimizerConfig(learning_rate=1e-3, schedule="constant", weight_decay=0.0)
+MODEL = replace(SMALL, d_model=32, n_layers=2, head_dim=16, d_ff=64, mrope_sections=(2, 3, 3))
+RECIPE = UIGenieRecipe(
+    tasks=pages.TASKS,
+    # Enough to write calls, and to be right at times.
+    policy=tiny.BaseConfig(
+        model=MODEL,
+        steps=150,
+        batch=8,
+        row_tokens=128,
+        optimizer=replace(FAST, learning_rate=1e-2, warmup_steps=10),
+    ),
+    style="short",
+    demonstrations=2,
+    starts=2,
+    held_out=2,
+    rounds=2,
+    chunk=2,
+    exploration=Exploration(candidates=2, keep=2, max_steps=3, earlier=0),
+    max_new_tokens=16,
+    rollout=RolloutConfig(slots=16, chunk=16),
+    agent=AgentTraining(batch=4, optimizer=FAST),
+    reward=RewardTraining(batch=4, optimizer=FAST),
+    data=RewardData(continuations=1, failures=4, proposals=2),
+)
+ARMS = RECIPE.arms
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory, mesh1):
+    """A cache of its own, and one device."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELFEVOLVE_CACHE", str(tmp_path_factory.mktemp("home")))
+        patch.setattr(sharding, "make_mesh", lambda config: mesh1)
+        yield
+
+
+def ran(folder, shown, recipe=RECIPE, resume=False):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "miniwob_fleet", lambda tabs, browser: pages.fleet(shown))
+        return run.run(recipe, folder, resume=resume)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return folder, ran(folder, pages.Pages())
+
+
+def bytes_of(folder):
+    """All that a run made and that says something of its results, by path."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*.json*"))
+        if not {"checkpoints", "tokenizer"} & set(path.parts) and path.name != run_dir.SUMMARY
+    }
+
+
+def test_every_part_is_on_disk(finished):
+    folder, summary = finished
+    assert run_dir.read_summary(folder) == run_dir.jsonable(summary)
+    assert tuple(summary["arms"]) == ARMS and (folder / run_dir.REPORT).exists()
+    for arm in ARMS:
+        figures = summary["arms"][arm]
+        assert len(figures["rounds"]) == 3 and figures["before"] == figures["rounds"][0]
+        for number in (1, 2):
+            place = folder / "arms" / arm / f"round-{number}"
+            assert (place / "evaluation.json").exists() and (place / "agent").is_dir()
+            learns = arm == "co_evolution"
+            assert (place / "reward").exists() == (place / "reward_rows.jsonl").exists() == learns
+            found = [t for chunk in (place / "explored").iterdir() for t in trajectory.read(chunk)]
+            assert {one.source["arm"] for one in found} == {arm}
+            shots = {path.name for path in (folder / "screenshots").iterdir()}
+            assert all(set(trajectory.names(one)) <= shots for one in found)
+    assert "reward_model_f1" not in summary["arms"]["no_reward"]["after"]
+    before = [summary["arms"][arm]["before"] for arm in ARMS]
+    assert before[0] == before[1] == before[2]
+
+
+def test_the_hold_out_has_a_kind_that_training_never_made(finished):
+    folder, _ = finished
+    of = {row.source for row in reward_rows.read(folder / "hold_out" / "rows.jsonl")}
+    learnt = [row for path in folder.rglob("reward_rows.jsonl") for row in reward_rows.read(path)]
+    assert "real_failure" in of
+    assert learnt and "real_failure" not in {row.source for row in learnt}
+    seeds = {row.view.trajectory.split("/")[2] for row in learnt}
+    assert not seeds & set(map(str, page_seeds(1, RECIPE.seed, RECIPE.held_out)))
+
+
+def test_gold_is_out_of_reach_of_what_learns(finished, tmp_path):
+    """Pages that lie about every episode of a round, but not about demonstrations nor what is held out,
+    change nothing but the verdicts that are written down."""
+    folder, _ = finished
+    first_round = page_seeds(2, RECIPE.seed, 1)[0]
+    ran(tmp_path / "run", pages.Pages(lambda s, won: won != (s.seed >= first_round)))
+    one, other = bytes_of(folder), bytes_of(tmp_path / "run")
+    assert one.keys() == other.keys()
+
+    def without(data):
+        return data.replace(b'"success": true', b"").replace(b'"success": false', b"")
+
+    changed = {name for name in one if one[name] != other[name]}
+    assert any("/explored/" in name for name in changed)  # the lie was told
+    assert {n for n in changed if without(one[n]) != without(other[n])} == set()
+
+
+@pytest.mark.parametrize("after", [7, 24])
+def test_a_run_killed_anywhere_ends_in_the_same_bytes(finished, tmp_path, after):
+    folder, summary = finished
+    left = [after]
+
+    def count(states):
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ran(tmp_path / "run", pages.Pages(before=count))
+    again = ran(tmp_path / "run", pages.Pages(), resume=(tmp_path / "run").exists())
+    assert again["arms"] == summary["arms"]
+    assert bytes_of(tmp_path / "run") == bytes_of(folder)
+
+
+def test_broken_screens_cost_their_episodes_alone(finished, tmp_path):
+    lost = page_seeds(2, RECIPE.seed, 1)[0]
+    recipe = replace(RECIPE, arms=("co_evolution",), rounds=1)
+    summary = ran(tmp_path / "run", pages.Pages(broken=lambda s: s.seed == lost), recipe)
+    place = tmp_path / "run" / "arms" / "co_evolution" / "round-1"
+    counts = [json.loads(path.read_text()) for path in place.rglob("counts.jsonl")]
+    assert sum(each.get("broken_starts", 0) for each in counts) == len(pages.TASKS)
+    assert summary["arms"]["co_evolution"]["after"]["agent_success"] is not None
+
+
+def test_more_rounds_go_on_from_those_that_are_done(finished, tmp_path):
+    recipe = replace(RECIPE, arms=("no_reward",), rounds=1)
+    ran(tmp_path / "run", pages.Pages(), recipe)
+    more = ran(tmp_path / "run", pages.Pages(), replace(recipe, rounds=2), resume=True)
+    assert more["arms"]["no_reward"] == finished[1]["arms"]["no_reward"]
+
+
+def test_the_instructions_of_a_round():
+    """By hand: fresh seeds of every task at first; then half of them failures, the later ones, and of
+    the rest the tasks whose demonstrations are long."""
+    lengths = {pages.TASKS[0]: 1, pages.TASKS[1]: 2}
+    two = page_seeds(2, 0, 2)
+    fresh = [State(task, seed) for task in pages.TASKS for seed in two]
+    assert rounds.starts_of(RECIPE, 1, [], lengths) == fresh
+    assert set(rounds.starts_of(RECIPE, 2, [], lengths)).isdisjoint(fresh)
+
+    def failed(seed):
+        return trajectory.Trajectory(
+            f"t{seed}", pages.TASKS[0], seed, "", pages.FRAME, (), "", (), True, False
+        )
+
+    third = page_seeds(4, 0, 4)
+    again = [State(pages.TASKS[0], seed) for seed in (8, 9)]
+    long = [State(pages.TASKS[1], seed) for seed in third]
+    found = rounds.starts_of(RECIPE, 3, [failed(s) for s in (7, 8, 8, 9)], lengths)
+    assert found == again + long[:2]
+    assert rounds.starts_of(RECIPE, 3, [], lengths) == long
+
+
+def test_seeds_of_two_purposes_are_apart():
+    taken = [set(page_seeds(p, s, 9_999)) for s in (0, 1) for p in (0, 1, 2, 99)]
+    assert sum(map(len, taken)) == len(set.union(*taken))
+
+
+def test_what_cannot_be_run_is_refused():
+    for change, match in (
+        ({"tasks": ("no-such",)}, "no-such"),
+        ({"rounds": 99}, "rounds=99"),
+        ({"held_out": 0}, "held_out=0"),
+        ({"arms": ()}, "arms="),
+        ({"exploration": Exploration(mode="greedy")}, "greedy"),
+    ):
+        with pytest.raises(UserError, match=match):
+            replace(RECIPE, **change)
+    with pytest.raises(UserError, match="one process"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run.jax, "process_count", lambda: 2)
+        run.run(RECIPE, "nowhere")
+
+
+def test_weights_that_are_not_finite_stop_a_training(finished, tmp_path, mesh1):
+    folder, _ = finished
+    policy = checkpoint.load_policy(folder / "round-0" / "reward", mesh1)
+    broken = replace(policy, params=replace(policy.params, embed=policy.params.embed * np.nan))
+    shown = trajectory.read(folder / "demonstrations" / "train")
+    learnt = agent.examples(shown, folder / "screenshots")
+
+    def batches(done):
+        return agent.sft_batches(broken, learnt, "short", size=4, steps=1, seed=0, start=done)
+
+    with pytest.raises(UserError, match="gradient was not finite by step 1"):
+        train_policy(broken, tmp_path / "p", plan(broken.model, 1, FAST, False), batches, mesh1)
+    assert not (tmp_path / "p" / TRAINED).exists()
