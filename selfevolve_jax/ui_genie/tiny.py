@@ -262,6 +262,8 @@ def _batches(
     config: BaseConfig, learnt: Sequence[agent.Example], task: Task, seed: int
 ) -> Iterator[Batch]:
     """Half of a batch are demonstrated views, half are made up."""
+    vision = config.model.vision
+    assert vision is not None  # the config checks it
     if not learnt:
         raise UserError("no demonstration has a step to learn from. Fix: other tasks or seeds.")
     # What turns views into tokens needs of a policy all but its weights.
@@ -275,8 +277,8 @@ def _batches(
         picked += [_screen(policy, drawn_screen(rng), (), rng) for _ in range(made_up)]
         rows = [(one.prompt, _fitting(one, rng, config.row_tokens)) for one in picked]
         length = bucket(max(config.row_tokens, *map(_length, rows)))
-        pictures = [[preprocess(one.image, IMAGES, VISION)] for one in picked]
-        yield sft.supervised_batch(rows, length, pictures, config.model.vision)
+        pictures = [[preprocess(one.image, IMAGES, vision)] for one in picked]
+        yield sft.supervised_batch(rows, length, pictures, vision)
 
 
 @dataclass(frozen=True)
