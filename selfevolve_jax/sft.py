@@ -21,9 +21,27 @@ from selfevolve_jax.images import Picture, layout, prompt_positions
 from selfevolve_jax.state import TrainState
 from selfevolve_jax.trainable import Mask
 
+Pair = tuple[Sequence[int], Sequence[int]]  # tokens of a text and of the response to it
+
+
+def row_length(prompt: Sequence[int], pairs: Iterable[Pair]) -> int:
+    """Tokens of a row of `supervised_batch`."""
+    return len(prompt) + sum(len(text) + len(response) for text, response in pairs)
+
+
+def fitting(pairs: Iterable[Pair], room: int) -> list[Pair]:
+    """The first pairs, up to one that `room` tokens have no room for."""
+    found: list[Pair] = []
+    for text, response in pairs:
+        room -= len(text) + len(response)
+        if room < 0:
+            break
+        found.append((text, response))
+    return found
+
 
 def supervised_batch(
-    rows: Sequence[tuple[Sequence[int], Sequence[tuple[Sequence[int], Sequence[int]]]]],
+    rows: Sequence[tuple[Sequence[int], Sequence[Pair]]],
     length: int,
     pictures: Sequence[Sequence[Picture]] | None = None,
     vision: VisionConfig | None = None,

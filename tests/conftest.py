@@ -32,6 +32,17 @@ def mesh1():
     return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, mesh1):
+    """A cache of its own, and one device, for a module that says so:
+    `pytestmark = pytest.mark.usefixtures("home")`."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("home")
+        patch.setenv("SELFEVOLVE_CACHE", str(folder))
+        patch.setattr(sharding, "make_mesh", lambda config: mesh1)
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def mesh8():
     """Eight devices as data 2 x fsdp 2 x tensor 2."""

@@ -88,20 +88,7 @@ def batches(config: BaseConfig, shown: Drawn, task: Task, seed: int) -> Iterator
         rows = []
         for drawing in picked:
             examples = made.noisy_examples(rng, drawing, config.asking, *errors)
-            rows.append((prompt, _fitting(examples, encode, room)))
+            pairs = ((encode(one.text), encode(one.response)) for one in examples)
+            rows.append((prompt, sft.fitting(pairs, room)))
         seen = [[preprocess(drawing.image, images, vision)] for drawing in picked]
         yield sft.supervised_batch(rows, config.row_tokens, seen, vision)
-
-
-def _fitting(
-    examples: Iterator[pictures.Example], encode: Callable[[str], list[int]], room: int
-) -> list[tuple[list[int], list[int]]]:
-    """The (text, response) tokens of the first examples, up to one that has no room."""
-    found = []
-    for example in examples:
-        text, response = encode(example.text), encode(example.response)
-        room -= len(text) + len(response)
-        if room < 0:
-            break
-        found.append((text, response))
-    return found

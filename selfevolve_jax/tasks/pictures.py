@@ -23,7 +23,7 @@ from PIL import Image
 
 from models.config import VisionConfig
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.images import ImageConfig, picture_tokens, smart_resize
+from selfevolve_jax.images import ImageConfig, picture_tokens, png, smart_resize
 from selfevolve_jax.tasks.base import AnswerSpec, Row, Task
 from selfevolve_jax.tasks.drawings import (
     KINDS,
@@ -140,13 +140,6 @@ def image_tokens(side: int, vision: VisionConfig, images: ImageConfig) -> int:
     """Of a picture of side x side pixels, in a prompt."""
     height, width = smart_resize(side, side, vision.unit, images.min_pixels, images.max_pixels)
     return picture_tokens((height // vision.patch, width // vision.patch), vision)
-
-
-def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 def fingerprint(image: Image.Image) -> str:

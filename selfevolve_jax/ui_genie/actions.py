@@ -66,6 +66,9 @@ class Frame:
                     f"a frame's {name} is {value!r}; fix: a whole number of pixels above 0"
                 )
 
+    def holds(self, point: tuple[int, int]) -> bool:
+        return 0 <= point[0] < self.width and 0 <= point[1] < self.height
+
 
 @dataclass(frozen=True)
 class Action:
@@ -115,13 +118,10 @@ def parse(text: str, frame: Frame) -> Action | Failure:
     if isinstance(arguments, Failure):
         return arguments
     action = _action_of(arguments)
-    if isinstance(action, Action) and action.coordinate is not None:
-        x, y = action.coordinate
-        if not (0 <= x < frame.width and 0 <= y < frame.height):
-            return Failure(
-                "outside_frame",
-                f"{_short(action.coordinate)} in a frame of {frame.width}x{frame.height}",
-            )
+    place = action.coordinate if isinstance(action, Action) else None
+    if place is not None and not frame.holds(place):
+        where = f"{_short(place)} in a frame of {frame.width}x{frame.height}"
+        return Failure("outside_frame", where)
     return action
 
 

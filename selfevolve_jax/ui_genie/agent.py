@@ -178,7 +178,7 @@ def sft_batches(
             rows.append((prompt_tokens(policy, view, style), [((), answer) for answer in answers]))
             shown = contract.agent_screenshots(view)
             pictures.append([preprocess(load_image(png), images, vision) for png in shown])
-        longest = max(len(prompt) + sum(len(a) for _, a in pairs) for prompt, pairs in rows)
+        longest = max(sft.row_length(*row) for row in rows)
         yield sft.supervised_batch(rows, bucket(longest), pictures, vision)
 
 

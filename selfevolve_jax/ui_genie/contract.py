@@ -64,7 +64,7 @@ def agent_question(view: View, style: Style) -> tuple[str | None, str]:
     """(system prompt, user text) that ask for the next action. The text has one `<image>`: the current
     screenshot (`agent_screenshots`). The answer is `candidate(action, style)` and a stop token."""
     if _checked(style) == "short":
-        return None, _short(view, []) + " >"
+        return None, _short(view, []) + short_goal(view.goal)
     lines = [f"Task: {plain(view.goal)}", "Progress so far:"]
     lines += [f"Step{i}: {plain(desc)}" for i, desc in enumerate(view.history, 1)] or ["none"]
     lines += [f"Screen now: {IMAGE_MARKER}", "Next action:"]
@@ -78,7 +78,7 @@ def reward_question(view: View, style: Style) -> tuple[str | None, str]:
     earlier = [False] * (1 + len(view.history) - len(view.screenshots))
     earlier += [True] * (len(view.screenshots) - 1)
     if _checked(style) == "short":
-        return None, _short(view, earlier) + " ?"
+        return None, _short(view, earlier) + short_goal(view.goal, "?")
     lines = [f"Task: {plain(view.goal)}", "Progress so far:"]
     lines += [
         f"Step{i}: {f'{IMAGE_MARKER} ' * shown}{plain(desc)}"
@@ -86,6 +86,11 @@ def reward_question(view: View, style: Style) -> tuple[str | None, str]:
     ] or ["none"]
     lines += [f"Screen now: {IMAGE_MARKER}", "Proposed action:\n"]
     return _reward_system(view.frame), "\n".join(lines)
+
+
+def short_goal(goal: str, asks: str = ">") -> str:
+    """What ends a question in the short style: all that sets apart the questions of one screen."""
+    return f" {plain(goal)} {asks}"
 
 
 def candidate(action: Action, style: Style) -> str:
@@ -172,21 +177,20 @@ def _checked(style: Style) -> Style:
 
 
 def _short(view: View, earlier: Sequence[bool]) -> str:
-    """History, screenshot, elements in reading order, goal: what is asked of one screen shares all that
-    comes before the goal. Every word has a space before it, so that a small tokenizer needs each only
-    once."""
+    """History, screenshot, elements in reading order: what all questions of one screen share; the goal
+    comes after. Every word has a space before it, so that a small tokenizer needs each only once."""
     shown = earlier or [False] * len(view.history)
     steps = [
         f" |{IMAGE_MARKER * image} {plain(desc)}"
         for desc, image in zip(view.history, shown, strict=True)
     ]
     words = [word for element in reading_order(view.elements) for word in _element(element)]
-    return f"{''.join(steps)}{IMAGE_MARKER}{''.join(f' {w}' for w in words)} : {plain(view.goal)}"
+    return f"{''.join(steps)}{IMAGE_MARKER}{''.join(f' {w}' for w in words)} :"
 
 
 def _element(element: Element) -> list[str]:
     """kind text x y, and a mark where it is focused (*), checked (+) or could be (-)."""
-    x, y = _centre(element)
+    x, y = element.centre
     checked = {True: ["+"], False: ["-"], None: []}[element.checked]
     text = [t for t in (plain(element.text),) if t]
     return [plain(element.kind), *text, str(x), str(y), *["*"] * element.focused, *checked]
@@ -194,20 +198,15 @@ def _element(element: Element) -> list[str]:
 
 def reading_order(elements: Sequence[Element]) -> list[Element]:
     """Line by line from the top, each from the left; ties as they came."""
-    by_height = sorted(elements, key=lambda e: _centre(e)[1])
+    by_height = sorted(elements, key=lambda e: e.centre[1])
     ordered: list[Element] = []
     line: list[Element] = []
     for element in by_height:
-        if line and _centre(element)[1] - _centre(line[0])[1] > _LINE:
-            ordered += sorted(line, key=lambda e: _centre(e)[0])
+        if line and element.centre[1] - line[0].centre[1] > _LINE:
+            ordered += sorted(line, key=lambda e: e.centre[0])
             line = []
         line.append(element)
-    return ordered + sorted(line, key=lambda e: _centre(e)[0])
-
-
-def _centre(element: Element) -> tuple[int, int]:
-    left, top, right, bottom = element.box
-    return (left + right) // 2, (top + bottom) // 2
+    return ordered + sorted(line, key=lambda e: e.centre[0])
 
 
 def _agent_system(frame: Frame) -> str:

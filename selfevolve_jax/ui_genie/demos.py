@@ -97,16 +97,20 @@ def _trajectory(state: State, seen: Sequence[Observation]) -> Trajectory:
 
 
 def _click(element: Element, desc: str) -> Action:
-    left, top, right, bottom = element.box
-    return Action("click", desc, ((left + right) // 2, (top + bottom) // 2))
+    return Action("click", desc, element.centre)
+
+
+def click_named(element: Element) -> Action:
+    """A click on what an element shows, or on its kind where it shows nothing."""
+    return _click(element, f"click {element.text or element.kind}")
+
+
+def type_text(text: str) -> Action:
+    return Action("type", f"type {text}", text=text)
 
 
 def _press(element: Element | None) -> Action | None:
-    return None if element is None else _click(element, f"click {element.text or element.kind}")
-
-
-def _type(text: str) -> Action:
-    return Action("type", f"type {text}", text=text)
+    return None if element is None else click_named(element)
 
 
 def _of(elements: Sequence[Element], *kinds: str) -> list[Element]:
@@ -155,7 +159,7 @@ def _fill(
             continue
         if field.text:
             return None
-        return _type(text) if field.focused else _click(field, f"click {name}")
+        return type_text(text) if field.focused else _click(field, f"click {name}")
     return _press(next(iter(_of(elements, "button")), None))
 
 
@@ -303,7 +307,7 @@ def _search_engine(goal, elements, history):
     if field.text != name:
         if field.text:
             return None
-        return _type(name) if field.focused else _click(field, "click input")
+        return type_text(name) if field.focused else _click(field, "click input")
     if not pages:
         return _press(button)
     page, at = divmod(place, _RESULTS_A_PAGE)

@@ -35,6 +35,11 @@ class Element:
     focused: bool = False
     checked: bool | None = None
 
+    @property
+    def centre(self) -> tuple[int, int]:
+        left, top, right, bottom = self.box
+        return (left + right) // 2, (top + bottom) // 2
+
 
 @dataclass(frozen=True)
 class Observation:

@@ -77,13 +77,11 @@ def evaluate(
         "by_task": {task: sum(wins) / recipe.held_out for task, wins in tasks.items()},
     }
     if reward:
-        scores = _scored(models.reward, held_out, setting)
-        measured = reward_metrics.measure(scores)
+        measured = reward_metrics.measure(_scored(models.reward, held_out, setting))
         figures["reward_model"] = measured
         for level in ("step", "outcome"):
-            rows = [one for one in scores if one.level == level]
-            figures[f"reward_model_f1_{level}"] = reward_metrics.figures(rows)["f1"]
-        figures["reward_model_f1"] = reward_metrics.figures(scores)["f1"]
+            figures[f"reward_model_f1_{level}"] = measured["by_level"].get(level, {}).get("f1")
+        figures["reward_model_f1"] = measured["f1"]
     run_dir.write_json_atomic(path, figures)
     return figures
 

@@ -126,8 +126,8 @@ class UIGenieRecipe:
         for name in ("demonstrations", "starts", "held_out"):
             if getattr(self, name) >= SEEDS_APART:
                 raise UserError(f"{name}={getattr(self, name)} must be below {SEEDS_APART}.")
-        if self.rounds > 98:
-            raise UserError(f"rounds={self.rounds} must be at most 98.")
+        if self.rounds > _PURPOSES - 2:
+            raise UserError(f"rounds={self.rounds} must be at most {_PURPOSES - 2}.")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative.")
         if self.exploration.mode not in ("beam", "best_of_n"):
@@ -139,10 +139,11 @@ class UIGenieRecipe:
 
 # The page's seeds of one purpose lie together.
 SEEDS_APART = 10_000
+_PURPOSES = 100  # demonstrations, what is held out, and the rounds
 
 
 def page_seeds(purpose: int, seed: int, n: int) -> range:
     """n of the pages' own random seeds: for a purpose (0: demonstrations, 1: held out, 1 + a round's
     number), no two runs' or purposes' alike."""
-    first = (seed * 100 + purpose) * SEEDS_APART
+    first = (seed * _PURPOSES + purpose) * SEEDS_APART
     return range(first, first + n)

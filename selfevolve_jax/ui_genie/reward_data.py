@@ -264,7 +264,7 @@ def hard_negatives(
             drawn = rng.permutation(len(others))[:per_step]
             told = [(describe or _described)(truth, target, others[k]) for k in drawn]
             made = [
-                dataclasses.replace(truth, coordinate=_centre(others[k].box), action_desc=desc)
+                dataclasses.replace(truth, coordinate=others[k].centre, action_desc=desc)
                 for k, desc in zip(drawn, told, strict=True)
             ]
             asked.append((demo, i, made))
@@ -320,7 +320,7 @@ def _unrelated(demo: Trajectory, i: int, target: Element) -> list[Element]:
         other
         for other in demo.steps[i].elements
         if _area(other.box) > 0
-        and _on_frame(_centre(other.box), demo.frame)
+        and demo.frame.holds(other.centre)
         and not _overlap(other.box, target.box)
         and folded(other.text) not in related
         and not any(_inside(point, other) for point in points)
@@ -363,11 +363,3 @@ def _overlap(a: Sequence[int], b: Sequence[int]) -> bool:
 
 def _area(box: Sequence[int]) -> int:
     return max(0, box[2] - box[0]) * max(0, box[3] - box[1])
-
-
-def _centre(box: Sequence[int]) -> tuple[int, int]:
-    return (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
-
-
-def _on_frame(point: tuple[int, int], frame: Frame) -> bool:
-    return 0 <= point[0] < frame.width and 0 <= point[1] < frame.height

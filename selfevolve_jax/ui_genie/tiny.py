@@ -11,7 +11,6 @@ before it inside, and where there is none in the text, a mark before it takes it
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
 import re
@@ -32,14 +31,15 @@ from selfevolve_jax import made_base, sft
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import Batch
-from selfevolve_jax.images import ImageConfig, load_image, preprocess
+from selfevolve_jax.images import ImageConfig, load_image, png, preprocess
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.tasks.base import AnswerSpec, Task
-from selfevolve_jax.ui_genie import agent, contract, trajectory
-from selfevolve_jax.ui_genie.actions import CLOSE_TAG, OPEN_TAG, STATUSES, TOOL, Action, Frame, Name
+from selfevolve_jax.ui_genie import agent, contract, demos, trajectory
+from selfevolve_jax.ui_genie.actions import CLOSE_TAG, OPEN_TAG, STATUSES, TOOL, Action, Name
 from selfevolve_jax.ui_genie.contract import View
 from selfevolve_jax.ui_genie.environment import Element
+from selfevolve_jax.ui_genie.miniwob import FRAME
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 END, UNKNOWN = "<|end|>", "<unk>"
@@ -60,7 +60,6 @@ _PIECES = (
     *('"', "#", ","),
 )
 
-Pair = tuple[tuple[int, ...], tuple[int, ...]]  # tokens of a text and of the response to it
 _KINDS = ("button", "link", "text", "radio", "checkbox", "input", "tab")  # of made-up screens
 _ROWS = 701  # purpose of random draws
 # A screenshot of 160 x 210 is resized to 140 x 168: 5 x 6 = 30 tokens, in one window.
@@ -236,7 +235,8 @@ _UNSPACED = r"(?<![ A-Za-z0-9])(?=[A-Za-z0-9])"
 _SOURCES = (
     *made_base.SOURCES,
     *("grpo/batch.py", "images.py", "rollout/buckets.py", "tasks/prompts.py"),
-    *(f"ui_genie/{name}.py" for name in ("actions", "agent", "contract", "tiny", "trajectory")),
+    *(f"ui_genie/{name}.py" for name in ("actions", "agent", "contract", "demos", "environment")),
+    *(f"ui_genie/{name}.py" for name in ("miniwob", "tiny", "trajectory")),
     "ui_genie/words.txt",
 )
 
@@ -271,12 +271,12 @@ def _batches(
     policy = Policy(unmade, config.model, task.tokenizer, task.stop_tokens, 0, IMAGES)
     rng = np.random.default_rng([seed, _ROWS])
     held = [_screen(policy, example.view(), example.actions, rng) for example in learnt]
+    made_up = config.batch // 2
     for _ in range(config.steps):
-        made_up = config.batch // 2
         picked = [held[i] for i in rng.integers(len(held), size=config.batch - made_up)]
         picked += [_screen(policy, drawn_screen(rng), (), rng) for _ in range(made_up)]
-        rows = [(one.prompt, _fitting(one, rng, config.row_tokens)) for one in picked]
-        length = bucket(max(config.row_tokens, *map(_length, rows)))
+        rows = [(one.prompt, _asked(one, rng, config.row_tokens)) for one in picked]
+        length = bucket(max(config.row_tokens, *(sft.row_length(*row) for row in rows)))
         pictures = [[preprocess(one.image, IMAGES, vision)] for one in picked]
         yield sft.supervised_batch(rows, length, pictures, vision)
 
@@ -287,40 +287,37 @@ class _Screen:
 
     image: Image.Image
     prompt: tuple[int, ...]
-    demonstrated: list[Pair]
-    exercises: list[Pair]
+    demonstrated: list[sft.Pair]
+    exercises: list[sft.Pair]
 
 
 def _screen(
     policy: Policy, view: View, actions: Sequence[Action], rng: np.random.Generator
 ) -> _Screen:
-    def goal_tokens(goal: str) -> tuple[int, ...]:
-        return tuple(policy.tokenizer.encode(f" {goal} >", add_special_tokens=False))
-
-    def pair(goal: str, action: Action) -> Pair:
-        return goal_tokens(goal), agent.response_tokens(policy, action, "short")
+    def pair(goal: str, action: Action) -> sft.Pair:
+        asked = policy.tokenizer.encode(contract.short_goal(goal), add_special_tokens=False)
+        return asked, agent.response_tokens(policy, action, "short")
 
     prompt = agent.prompt_tokens(policy, view, "short")
-    own = goal_tokens(contract.plain(view.goal))  # it comes last, so all before it is shared
+    own = policy.tokenizer.encode(contract.short_goal(view.goal), add_special_tokens=False)
     return _Screen(
         load_image(view.screenshots[-1]),
-        prompt[: len(prompt) - len(own)],
-        [(own, agent.response_tokens(policy, action, "short")) for action in actions],
-        [pair(contract.plain(goal), action) for goal, action in _exercises(view, rng)],
+        prompt[: len(prompt) - len(own)],  # the goal comes last, so all before it is shared
+        [pair(view.goal, action) for action in actions],
+        [pair(goal, action) for goal, action in _exercises(view, rng)],
     )
 
 
 def drawn_screen(rng: np.random.Generator) -> View:
     """A screen of random things with random names at random places, and a picture of them."""
-    frame = Frame(160, 210)
-    image = Image.new("RGB", (frame.width, frame.height), "white")
+    image = Image.new("RGB", (FRAME.width, FRAME.height), "white")
     pen = ImageDraw.Draw(image)
     found, top = [], int(rng.integers(50, 80))
     while top < 195 and len(found) < 8:
         left, high = int(rng.integers(2, 70)), int(rng.integers(10, 32))
         kind = str(rng.choice(_KINDS))
         text = "" if kind == "input" and rng.random() < 0.7 else _random_text(rng)
-        box = (left, top, left + int(rng.integers(20, 90)), min(top + high, frame.height))
+        box = (left, top, left + int(rng.integers(20, 90)), min(top + high, FRAME.height))
         checked = bool(rng.random() < 0.3) if kind in ("radio", "checkbox") else None
         focused = kind == "input" and rng.random() < 0.5 and not any(e.focused for e in found)
         found.append(Element(kind, text, box, focused, checked))
@@ -328,9 +325,7 @@ def drawn_screen(rng: np.random.Generator) -> View:
         pen.text((left + 2, top), text, fill="black")
         # Some things stand side by side.
         top += high + int(rng.integers(1, 20)) if rng.random() < 0.8 else int(rng.integers(0, 4))
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)
-    return View("", (), (file.getvalue(),), frame, tuple(found))
+    return View("", (), (png(image),), FRAME, tuple(found))
 
 
 def _random_text(rng: np.random.Generator) -> str:
@@ -344,31 +339,18 @@ def _exercises(view: View, rng: np.random.Generator) -> list[tuple[str, Action]]
     """(goal, action): a click on each thing that has a name of its own on the screen, and where a field
     has the focus, words to type."""
     names = Counter(element.text or element.kind for element in view.elements)
-    found = []
-    for element in view.elements:
-        name = element.text or element.kind
-        left, top, right, bottom = element.box
-        at = ((left + right) // 2, (top + bottom) // 2)
-        if names[name] == 1 and 0 <= at[0] < view.frame.width and 0 <= at[1] < view.frame.height:
-            found.append((f"click {name}", Action("click", f"click {name}", at)))
+    found = [
+        demos.click_named(element)
+        for element in view.elements
+        if names[element.text or element.kind] == 1 and view.frame.holds(element.centre)
+    ]
     if any(element.focused for element in view.elements):
-        for text in [_random_text(rng) for _ in range(3)]:
-            found.append((f"type {text}", Action("type", f"type {text}", text=text)))
-    return found
+        found += [demos.type_text(_random_text(rng)) for _ in range(3)]
+    return [(action.action_desc, action) for action in found]
 
 
-def _fitting(one: _Screen, rng: np.random.Generator, room: int) -> list[Pair]:
+def _asked(one: _Screen, rng: np.random.Generator, room: int) -> list[sft.Pair]:
     """What was demonstrated, and as many exercises, in a random order, as there is room for."""
-    pairs = list(one.demonstrated)
-    room -= _length((one.prompt, pairs))
-    for i in rng.permutation(len(one.exercises)):
-        text, response = one.exercises[i]
-        room -= len(text) + len(response)
-        if room < 0:
-            break
-        pairs.append((text, response))
-    return pairs
-
-
-def _length(row: tuple[tuple[int, ...], list[Pair]]) -> int:
-    return len(row[0]) + sum(len(text) + len(response) for text, response in row[1])
+    room -= sft.row_length(one.prompt, one.demonstrated)
+    drawn = (one.exercises[i] for i in rng.permutation(len(one.exercises)))
+    return [*one.demonstrated, *sft.fitting(drawn, room)]

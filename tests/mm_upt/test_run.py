@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from launch.cli import main
-from selfevolve_jax import checkpoint, evaluate, run_dir, sharding, trainer
+from selfevolve_jax import checkpoint, evaluate, run_dir, trainer
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.metrics import read_metrics
 from selfevolve_jax.mm_upt.recipe import BaseConfig, MMUPTRecipe
@@ -42,14 +42,7 @@ RECIPE = MMUPTRecipe(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory, mesh1):
-    """A cache of its own, and one device."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("SELFEVOLVE_CACHE", str(folder))
-        patch.setattr(sharding, "make_mesh", lambda config: mesh1)
-        yield folder
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from models.config import LoraConfig, ModelConfig
-from selfevolve_jax import checkpoint, evaluate, run_dir, sharding, trainer
+from selfevolve_jax import checkpoint, evaluate, run_dir, trainer
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.metrics import read_metrics
@@ -66,13 +66,7 @@ RECIPE = LevelsRecipe(
 STAGES = ["warm-start", "srt-level2", "srt-level3", "random-level2", "random-level3"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory, mesh1):
-    """A cache of its own, and one device."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SELFEVOLVE_CACHE", str(tmp_path_factory.mktemp("home")))
-        patch.setattr(sharding, "make_mesh", lambda config: mesh1)
-        yield
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def spied(patch):

@@ -11,9 +11,9 @@ from selfevolve_jax.metrics import read_metrics
 from selfevolve_jax.srt import replicate as module
 from selfevolve_jax.srt.recipe import SRTRecipe
 from selfevolve_jax.srt.replicate import ReplicateRecipe, replicate
-from tests.srt.test_run import RECIPE, home
+from tests.srt.test_run import RECIPE
 
-__all__ = ["home"]  # a fixture
+pytestmark = pytest.mark.usefixtures("home")
 
 ARMS = ("srt", "offline", "curriculum_majority")
 SMALL = ReplicateRecipe(

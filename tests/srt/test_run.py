@@ -45,14 +45,7 @@ RECIPE = SRTRecipe(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory, mesh1):
-    """A cache of its own, and one device."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("home")
-        patch.setenv("SELFEVOLVE_CACHE", str(folder))
-        patch.setattr(sharding, "make_mesh", lambda config: mesh1)
-        yield folder
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture(scope="module")

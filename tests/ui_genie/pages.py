@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from selfevolve_jax.ui_genie.actions import Frame
 from selfevolve_jax.ui_genie.environment import Broken, Element, Observation, State
+from selfevolve_jax.ui_genie.miniwob import FRAME
+from selfevolve_jax.ui_genie.reward_data import element_at
 from tests import seeing
 
-FRAME = Frame(160, 210)
 TASKS = ("click-test-2", "click-button-sequence")
 _NAMES = ("ONE", "TWO")
 
@@ -38,12 +37,8 @@ class Pages:
     def _seen(self, state: State) -> Observation:
         buttons = _buttons(state.seed)
         wanted = _NAMES[state.seed % 2 :][:1] if state.task == TASKS[0] else _NAMES
-        pressed = [
-            button.text
-            for action in state.actions
-            for button in buttons
-            if action.coordinate is not None and _inside(action.coordinate, button.box)
-        ][: len(wanted)]
+        hits = (element_at(buttons, action.coordinate) for action in state.actions)
+        pressed = [button.text for button in hits if button is not None][: len(wanted)]
         over = len(pressed) == len(wanted)
         done = over or any(a.action == "terminate" for a in state.actions)
         won = self.verdict(state, over and pressed == list(wanted))
@@ -56,22 +51,12 @@ class Pages:
         return Observation(goal, picture, FRAME, buttons, done, float(won and done))
 
 
-@contextlib.contextmanager
-def fleet(pages: Pages):
-    """In place of miniwob.miniwob_fleet."""
-    yield pages
-
-
 def _buttons(seed: int) -> tuple[Element, ...]:
     top = 60 + seed % 7 * 10
     return tuple(
         Element("button", name, (10 + 70 * i, top, 60 + 70 * i, top + 20))
         for i, name in enumerate(_NAMES)
     )
-
-
-def _inside(point: tuple[int, int], box: tuple[int, int, int, int]) -> bool:
-    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
 
 
 @cache

@@ -2,18 +2,20 @@
 learns, and that a run killed anywhere ends in the same bytes."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from selfevolve_jax import checkpoint, run_dir, sharding
+from selfevolve_jax import checkpoint, run_dir
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.ui_genie import agent, reward_rows, rounds, run, tiny, trajectory
 from selfevolve_jax.ui_genie.environment import State
 from selfevolve_jax.ui_genie.explore import Exploration
+from selfevolve_jax.ui_genie.miniwob import FRAME
 from selfevolve_jax.ui_genie.recipe import AgentTraining, RewardData, UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_model import RewardTraining
 from selfevolve_jax.ui_genie.training import TRAINED, plan, train_policy
@@ -48,18 +50,12 @@ RECIPE = UIGenieRecipe(
 ARMS = RECIPE.arms
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory, mesh1):
-    """A cache of its own, and one device."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SELFEVOLVE_CACHE", str(tmp_path_factory.mktemp("home")))
-        patch.setattr(sharding, "make_mesh", lambda config: mesh1)
-        yield
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def ran(folder, shown, recipe=RECIPE, resume=False):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "miniwob_fleet", lambda tabs, browser: pages.fleet(shown))
+        patch.setattr(run, "miniwob_fleet", lambda tabs, browser: nullcontext(shown))
         return run.run(recipe, folder, resume=resume)
 
 
@@ -171,7 +167,7 @@ def test_the_instructions_of_a_round():
 
     def failed(seed):
         return trajectory.Trajectory(
-            f"t{seed}", pages.TASKS[0], seed, "", pages.FRAME, (), "", (), True, False
+            f"t{seed}", pages.TASKS[0], seed, "", FRAME, (), "", (), True, False
         )
 
     third = page_seeds(4, 0, 4)
