@@ -22,19 +22,23 @@ def quickstart() -> UIGenieRecipe:
 
     selfevolve ui-genie quickstart
     """
-    optimizer = OptimizerConfig(
-        learning_rate=3e-4, schedule="cosine", warmup_steps=5, end_factor=0.1, weight_decay=0.0
-    )
+
+    def constant(learning_rate: float) -> OptimizerConfig:
+        # Of a rate that does not depend on the length, all trainings share one compiled step.
+        return OptimizerConfig(
+            learning_rate=learning_rate, schedule="constant", warmup_steps=5, weight_decay=0.0
+        )
+
     return UIGenieRecipe(
         tasks=TASKS,
         style="short",
-        demonstrations=8,
+        demonstrations=4,
         starts=4,
         held_out=6,
-        exploration=Exploration(candidates=6, keep=3, max_steps=6, earlier=0),
+        exploration=Exploration(candidates=4, keep=2, max_steps=6, earlier=0),
         max_new_tokens=40,
         rollout=RolloutConfig(slots=512, chunk=40),
-        agent=AgentTraining(batch=32, epochs=3, optimizer=optimizer),
-        reward=RewardTraining(batch=32, epochs=2, optimizer=optimizer),
+        agent=AgentTraining(batch=32, epochs=4, optimizer=constant(1e-3)),
+        reward=RewardTraining(batch=16, epochs=8, optimizer=constant(2e-3)),
         data=RewardData(continuations=3, failures=24),
     )

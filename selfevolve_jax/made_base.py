@@ -74,14 +74,15 @@ def get(
     mesh: Mesh,
     say: Callable[[str], None],
     learns: str,
+    start: Callable[[decoder.Params], decoder.Params] = lambda params: params,
 ) -> checkpoint.Policy:
     """The base called `name`, its content hash, from the cache or made now (and then cached, whole or
     not at all). batches(): `steps` batches of `sft.supervised_batch`. learns: what it is made from, for
-    the terminal."""
+    the terminal. start: what becomes of the random weights before the first step."""
     folder = cache_folder() / "bases" / name
     if not folder.exists():
         say(f"base policy: supervised learning, {learns}")
-        make(folder, model, optimizer, steps, batches, task, seed, mesh, say)
+        make(folder, model, optimizer, steps, batches, task, seed, mesh, say, start)
     else:
         say(f"base policy: from the cache, {folder}")
     return checkpoint.load_policy(folder, mesh)
@@ -97,6 +98,7 @@ def make(
     seed: int,
     mesh: Mesh,
     say: Callable[[str], None],
+    start: Callable[[decoder.Params], decoder.Params],
 ) -> None:
     """Trains, and writes the policy folder whole or not at all."""
     try:
@@ -108,7 +110,7 @@ def make(
             "folder."
         ) from error
     tx = make_optimizer(optimizer, steps, decay_mask(decoder.abstract_params(model)))
-    params = init_params(model, jax.random.fold_in(jax.random.key(seed), 0), mesh)
+    params = start(init_params(model, jax.random.fold_in(jax.random.key(seed), 0), mesh))
     state, loss = sft.train(
         init_state(params, model, tx, mesh),
         (sharding.put_batch(batch, mesh) for batch in batches()),

@@ -189,11 +189,12 @@ def _short(view: View, earlier: Sequence[bool]) -> str:
 
 
 def _element(element: Element) -> list[str]:
-    """kind text x y, and a mark where it is focused (*), checked (+) or could be (-)."""
-    x, y = element.centre
+    """kind text place, and a mark where it is focused (*), checked (+) or could be (-). Text and place
+    stand as in a call that presses it, so that to press what is known by name is to copy."""
+    x, y = element.place
     checked = {True: ["+"], False: ["-"], None: []}[element.checked]
-    text = [t for t in (plain(element.text),) if t]
-    return [plain(element.kind), *text, str(x), str(y), *["*"] * element.focused, *checked]
+    named = " ".join(t for t in (plain(element.kind), plain(element.text)) if t)
+    return [f'{named}","coordinate":[{x},{y}', *["*"] * element.focused, *checked]
 
 
 def reading_order(elements: Sequence[Element]) -> list[Element]:

@@ -97,7 +97,7 @@ def _trajectory(state: State, seen: Sequence[Observation]) -> Trajectory:
 
 
 def _click(element: Element, desc: str) -> Action:
-    return Action("click", desc, element.centre)
+    return Action("click", desc, element.place)
 
 
 def click_named(element: Element) -> Action:

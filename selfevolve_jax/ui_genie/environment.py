@@ -19,6 +19,7 @@ from typing import Protocol
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.ui_genie.actions import Action, Frame
 
+GRID = 8  # pixels between the places that an element may be pressed at
 ATTEMPTS = 3  # of a state, before it is given up as Broken
 _CLOSING_S = 5.0  # for a screen that may hang: then it is left to its owner
 
@@ -39,6 +40,20 @@ class Element:
     def centre(self) -> tuple[int, int]:
         left, top, right, bottom = self.box
         return (left + right) // 2, (top + bottom) // 2
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where to press it: the centre, moved to the nearest multiples of GRID that the box holds, so
+        that a small model has few places to know; in a direction that has none there, the centre's."""
+        left, top, right, bottom = self.box
+        x, y = self.centre
+        return _on_grid(x, left, right), _on_grid(y, top, bottom)
+
+
+def _on_grid(middle: int, low: int, high: int) -> int:
+    """The multiple of GRID nearest to the middle, if it lies in [low, high), else the middle."""
+    nearest = (middle + GRID // 2) // GRID * GRID
+    return nearest if low <= nearest < high else middle
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ def hard_negatives(
             drawn = rng.permutation(len(others))[:per_step]
             told = [(describe or _described)(truth, target, others[k]) for k in drawn]
             made = [
-                dataclasses.replace(truth, coordinate=others[k].centre, action_desc=desc)
+                dataclasses.replace(truth, coordinate=others[k].place, action_desc=desc)
                 for k, desc in zip(drawn, told, strict=True)
             ]
             asked.append((demo, i, made))
@@ -320,7 +320,7 @@ def _unrelated(demo: Trajectory, i: int, target: Element) -> list[Element]:
         other
         for other in demo.steps[i].elements
         if _area(other.box) > 0
-        and demo.frame.holds(other.centre)
+        and demo.frame.holds(other.place)
         and not _overlap(other.box, target.box)
         and folded(other.text) not in related
         and not any(_inside(point, other) for point in points)

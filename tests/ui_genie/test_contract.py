@@ -97,8 +97,12 @@ def test_the_agents_question_in_full():
 
 
 def test_the_short_questions():
-    """Elements line by line: boxes whose centres differ by a few pixels are on one line."""
-    listed = " checkbox news 14 46 + input 60 50 * checkbox ads 106 45 - button Ok 80 110"
+    """Elements line by line: boxes whose centres differ by a few pixels are on one line. Each place, on
+    the grid of 8 pixels, stands as in a call."""
+    listed = (
+        ' checkbox news","coordinate":[16,48 + input","coordinate":[64,48 *'
+        ' checkbox ads","coordinate":[104,48 - button Ok","coordinate":[80,112'
+    )
     goal, steps = " : Say Zoe and press Ok", " | click field | type Zoe |"
     asked = f"{steps} check news<image>{listed}{goal} >"
     assert agent_question(VIEW, "short") == (None, asked)
@@ -129,7 +133,7 @@ def test_reading_order():
         {"history": ("click field", "check news")},
         {"screenshots": VIEW.screenshots[1:]},
         {"elements": ELEMENTS[1:]},
-        {"elements": (replace(OK, box=(60, 100, 102, 120)), *ELEMENTS[1:])},
+        {"elements": (replace(OK, box=(60, 100, 112, 120)), *ELEMENTS[1:])},
         {"elements": (replace(OK, focused=True), *ELEMENTS[1:])},
         {"frame": Frame(168, 210)},
     ],

@@ -9,19 +9,20 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.ui_genie import demos, miniwob
 from selfevolve_jax.ui_genie.actions import Action, Frame, parse
 from selfevolve_jax.ui_genie.demos import SCRIPTS, demonstrate
-from selfevolve_jax.ui_genie.environment import Broken, Element, Observation, State
+from selfevolve_jax.ui_genie.environment import GRID, Broken, Element, Observation, State
 from selfevolve_jax.ui_genie.trajectory import keep
 
 FRAME = Frame(160, 210)
 
 
-def element(kind, text="", x=50, y=50, **more):
-    """One whose middle is at x, y."""
+def element(kind, text="", x=5, y=5, **more):
+    """One whose middle is at column x and line y of the grid."""
+    x, y = GRID * x, GRID * y
     return Element(kind, text, (x - 10, y - 5, x + 10, y + 5), **more)
 
 
-def click(desc, x=50, y=50):
-    return Action("click", desc, (x, y))
+def click(desc, x=5, y=5):
+    return Action("click", desc, (GRID * x, GRID * y))
 
 
 def typed(text):
@@ -35,8 +36,8 @@ def step(task, goal, elements, history: tuple[Action, ...] = ()) -> Action:
     return action
 
 
-SUBMIT = element("button", "Submit", 50, 150)
-DONE = click("click Submit", 50, 150)
+SUBMIT = element("button", "Submit", 5, 15)
+DONE = click("click Submit", 5, 15)
 
 
 @pytest.mark.parametrize(
@@ -209,14 +210,14 @@ def test_folders_are_opened_until_the_name_shows():
         item = Element("item", name, (left, y - 6, 158, y + 7))
         return [mark, item] if folder else [item]
 
-    closed = [*row("Alan", 50), *row("Olin", 65, True), *row("Olin", 80, True)]
+    closed = [*row("Alan", 48), *row("Olin", 64, True), *row("Olin", 80, True)]
     first = step("navigate-tree", goal, closed, ())
     assert first.action_desc == "click Olin"
-    assert first.coordinate == (88, 65)
+    assert first.coordinate == (88, 64)
     # It was empty, so the other one of that name is next.
     second = step("navigate-tree", goal, closed, (first,))
     assert second.coordinate == (88, 80)
-    opened = [*row("Alan", 50), *row("Olin", 65, True), *row("Rex", 80, True, 1)]
+    opened = [*row("Alan", 48), *row("Olin", 64, True), *row("Rex", 80, True, 1)]
     inside = step("navigate-tree", goal, opened, (first,))
     assert inside.action_desc == "click Rex"
     found = step("navigate-tree", goal, [*opened, *row("Zoe", 95, True, 2)], ())

@@ -200,7 +200,7 @@ def test_hard_negatives_are_on_unrelated_elements_that_the_model_likes():
     rows, counts = mined(demo, score)
     assert counts == {"proposed": 2, "kept": 1}
     (only,) = rows
-    assert only.action == click("Click Cancel", (90, 60))  # in the true one's words
+    assert only.action == click("Click Cancel", CANCEL.place)  # in the true one's words
     assert (only.label, only.source, only.verdict) == (False, "hard_negative", "construction")
     assert only.provenance["score"] == 0.51
 

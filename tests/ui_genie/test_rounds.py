@@ -23,7 +23,7 @@ from tests.ui_genie import pages
 from tests.ui_genie.test_tiny import SMALL
 
 FAST = OptimizerConfig(learning_rate=1e-3, schedule="constant", weight_decay=0.0)
-MODEL = replace(SMALL, d_model=32, n_layers=2, head_dim=16, d_ff=64, mrope_sections=(2, 3, 3))
+MODEL = replace(SMALL, d_model=32, head_dim=16, d_ff=64, mrope_sections=(2, 3, 3))
 RECIPE = UIGenieRecipe(
     tasks=pages.TASKS,
     # Enough to write calls, and to be right at times.

@@ -96,7 +96,40 @@ def test_a_word_and_a_number_are_the_same_token_wherever_they_stand():
         assert len(there) == 2
 
 
-def test_a_click_is_eight_tokens():
+def test_a_click_on_the_grid_is_five_tokens():
+    on_grid = replace(CLICK, coordinate=(56, 104))
+    call = encode(contract.candidate(on_grid, "short"))
+    assert pieces(contract.candidate(on_grid, "short"))[1:] == [
+        " click",
+        " Submit",
+        '","~ coordinate":[~ 56,~ 104',
+        "]}}</~ tool_~ call>",
+    ]
+    # The list of elements has name and place as the same two tokens.
+    button = Element("button", "Submit", (2, 85, 102, 118))
+    view = View("Click Submit", (), (SHOTS[NAMES[0]],), FRAME, (button,))
+    listed = encode(contract.agent_question(view, "short")[1])
+    at = [i for i in range(len(listed)) if listed[i : i + 2] == call[2:4]]
+    assert len(at) == 1
+    # A number that goes on is another place.
+    assert pieces('","coordinate":[48,1040')[:2] == ['","~ coordinate":[~', " 48"]
+
+
+@pytest.mark.parametrize(
+    ("box", "place"),
+    [
+        ((2, 85, 102, 118), (56, 104)),  # the middle is 52, 101; 52 is as far from 48
+        ((8, 8, 9, 9), (8, 8)),
+        ((1, 1, 7, 8), (4, 4)),  # no multiple of 8 in it
+        ((10, 10, 19, 15), (16, 12)),
+        ((0, 0, 24, 8), (16, 4)),  # 8 is not in it
+    ],
+)
+def test_a_place_is_on_the_grid_where_the_box_holds_one(box, place):
+    assert Element("button", "", box).place == place
+
+
+def test_a_click_beside_the_grid_is_eight_tokens():
     assert pieces(contract.candidate(CLICK, "short")) == [
         '<~ tool_~ call>{"~ name":"~ mobile_~ use","~ arguments":{"~ action":"~ click",'
         '"~ action_~ desc":"~',
@@ -151,7 +184,7 @@ def test_words_are_what_the_pages_give():
 
 
 def test_the_vocabulary_is_small_and_without_twins():
-    assert len(TEXT) <= 1500
+    assert len(TEXT) <= 1600
     assert len(set(tiny.words())) == len(tiny.words())
 
 
@@ -170,7 +203,7 @@ NAMES = list(SHOTS)
 SMALL = replace(
     tiny.BaseConfig().model,
     d_model=16,
-    n_layers=1,
+    n_layers=3,
     n_heads=2,
     n_kv_heads=2,
     head_dim=8,
@@ -257,7 +290,7 @@ def test_a_screen_is_asked_about_by_name(folder):
     asked = tiny._exercises(view, np.random.default_rng(0))
     clicks, typed = asked[:2], asked[2:]
     assert [goal for goal, _ in clicks] == ["click Submit", "click input"]
-    assert [a.coordinate for _, a in clicks] == [(52, 101), (30, 20)]
+    assert [a.coordinate for _, a in clicks] == [(56, 104), (32, 24)]
     assert [goal for goal, _ in typed] == [f"type {action.text}" for _, action in typed]
     assert len(typed) == 3
 
@@ -265,7 +298,9 @@ def test_a_screen_is_asked_about_by_name(folder):
     (batch,) = tiny._batches(replace(CONFIG, steps=1, batch=1), learnt, tiny._task(), 0)
     tokens, branch = batch.tokens_BxT[0], batch.branch_ids_BxT[0]
     prompt = TEXT.decode(tokens[(branch == 0) & (batch.segment_ids_BxT[0] == 0)])
-    assert prompt.endswith("link a 5 45 link a 5 65 button Submit 52 101 :")
+    assert prompt.endswith(
+        ' link a","coordinate":[8,48 link a","coordinate":[8,64 button Submit","coordinate":[56,104 :'
+    )
     first = TEXT.decode(tokens[branch == 1])
     assert first == f" Say it >{contract.candidate(CLICK, 'short')}<|end|>"
     rest = [TEXT.decode(tokens[branch == k]) for k in range(2, branch.max() + 1)]
