@@ -38,7 +38,7 @@ def quickstart() -> UIGenieRecipe:
         exploration=Exploration(candidates=4, keep=2, max_steps=6, earlier=0),
         max_new_tokens=40,
         rollout=RolloutConfig(slots=512, chunk=40),
-        agent=AgentTraining(batch=32, epochs=4, optimizer=constant(1e-3)),
-        reward=RewardTraining(batch=16, epochs=8, optimizer=constant(2e-3)),
+        agent=AgentTraining(batch=32, epochs=4, optimizer=constant(3e-4)),
+        reward=RewardTraining(batch=16, epochs=8, optimizer=constant(2e-4)),
         data=RewardData(continuations=3, failures=24),
     )

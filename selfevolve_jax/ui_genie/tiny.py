@@ -15,38 +15,38 @@ import json
 import os
 import re
 import string
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
 from jax.sharding import Mesh
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from models.config import ModelConfig, VisionConfig
 from selfevolve_jax import made_base, sft
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import Batch
-from selfevolve_jax.images import ImageConfig, load_image, png, preprocess
+from selfevolve_jax.images import ImageConfig, load_image, preprocess
 from selfevolve_jax.lookup import with_lookup
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.tasks.base import AnswerSpec, Task
-from selfevolve_jax.ui_genie import agent, contract, demos, trajectory
+from selfevolve_jax.ui_genie import agent, contract, exercises, trajectory
 from selfevolve_jax.ui_genie.actions import CLOSE_TAG, OPEN_TAG, STATUSES, TOOL, Action, Name
 from selfevolve_jax.ui_genie.contract import View
-from selfevolve_jax.ui_genie.environment import GRID, Element
+from selfevolve_jax.ui_genie.environment import GRID
+from selfevolve_jax.ui_genie.exercises import words
 from selfevolve_jax.ui_genie.miniwob import FRAME
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 END, UNKNOWN = "<|end|>", "<unk>"
-_SPECIAL = ("<pad>", UNKNOWN, END, "<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+_PICTURE = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+_SPECIAL = ("<pad>", UNKNOWN, END, *_PICTURE, contract.POSITIVE, contract.NEGATIVE)
 IMAGE_TOKEN = _SPECIAL.index("<|image_pad|>")
-_SHOWN = "".join(_SPECIAL[3:])  # what the chat template writes for a picture
+_SHOWN = "".join(_PICTURE)  # what the chat template writes for a picture
 _GLUE = "\u2060"  # a word joiner: takes away the space after it; no text of ours holds one
 _NUMBERS = 256  # pixels of a screen of 160 x 210, and more
 _CHARACTERS = string.printable[:95] + "\n\t"
@@ -63,8 +63,9 @@ _PIECES = (
     *(f"{end}}}}}{CLOSE_TAG}" for end in ('"', "]", "")),
     *('"', "#", ","),
 )
+# What contract's short style sets between words.
+_MARKS = tuple(f" {mark}" for mark in "|:>?*+-")
 
-_KINDS = ("button", "link", "text", "radio", "checkbox", "input", "tab")  # of made-up screens
 _ROWS = 701  # purpose of random draws
 # A screenshot of 160 x 210 is resized to 140 x 168: 5 x 6 = 30 tokens, in one window.
 IMAGES = ImageConfig(min_pixels=140 * 168, max_pixels=140 * 196)
@@ -79,13 +80,6 @@ VISION = VisionConfig(
 )
 
 
-@cache
-def words() -> list[str]:
-    """words.txt: names, filler and labels of the demonstrated tasks' pages, in order.
-    tests/ui_genie/make_words.py makes it."""
-    return Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
-
-
 def tokenizer() -> Any:
     """The transformers fast tokenizer. decode(encode(text)) == text for texts of printable ASCII, line
     feeds and tabs; any other character becomes one UNKNOWN (`unknown` counts them)."""
@@ -93,7 +87,7 @@ def tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     pieces = [f"{_glued(piece)}{after}" for piece in _PIECES for after in (_GLUE, "")]
-    known = [*_SPECIAL, *_CHARACTERS, _GLUE, *pieces]
+    known = [*_SPECIAL, *_CHARACTERS, _GLUE, *pieces, *_MARKS]
     known += [f" {n}" for n in range(_NUMBERS)] + [f" {word}" for word in words()]
     known += [_glued(f"{_PLACE}{x},{y}") for x in _COLUMNS for y in _LINES]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(known))}
@@ -108,7 +102,8 @@ def tokenizer() -> Any:
     longest_first = sorted(pieces, key=len, reverse=True)
     x, y = ("|".join(map(str, numbers)) for numbers in (_COLUMNS, _LINES))
     place = f"{re.escape(_glued(_PLACE))}{_GLUE} (?:{x}),{_GLUE} (?:{y})(?![A-Za-z0-9])"
-    parts = [place, *map(re.escape, longest_first), " [A-Za-z0-9]+", r"[\s\S]"]
+    others = map(re.escape, [*longest_first, *_MARKS])
+    parts = [place, *others, " [A-Za-z0-9]+", r"[\s\S]"]
     whole.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(parts)), behavior="isolated")
     # A mark that a model writes before something else goes without a trace.
     whole.decoder = decoders.Sequence(
@@ -142,10 +137,10 @@ def unknown(encoder: Any, text: str) -> int:
 class BaseConfig:
     """A base agent that is made on the spot, from demonstrations, and from made-up screens.
 
-    A model of this size has to be taught to look before it can act: beside what was demonstrated, it is
-    asked to click on each thing that a screen's list names, and to type words where a field has the
-    focus (`_exercises`). On the few screens of the demonstrations it would learn those by heart, so
-    half of a batch are screens that are drawn for it, with random words at random places.
+    A model of this size has to be taught to look and to compare before it can act or judge: beside what
+    was demonstrated, it does `exercises`. On the few screens of the demonstrations it would learn those
+    by heart, so half of a batch are screens that are drawn for it. So this base stands where a
+    pretrained model begins: it is the agent, and what the reward model is trained from.
 
     model: its vocabulary holds the tokenizer's, and its image token is IMAGE_TOKEN. batch: screens a
     step. row_tokens: of a screen and as much of what it is asked as fits.
@@ -168,7 +163,7 @@ class BaseConfig:
             unroll=3,
         )
     )
-    steps: int = 300
+    steps: int = 400
     batch: int = 16
     row_tokens: int = 192
     optimizer: OptimizerConfig = field(
@@ -244,15 +239,14 @@ _SOURCES = (
     *made_base.SOURCES,
     *("grpo/batch.py", "images.py", "lookup.py", "rollout/buckets.py", "tasks/prompts.py"),
     *(f"ui_genie/{name}.py" for name in ("actions", "agent", "contract", "demos", "environment")),
-    *(f"ui_genie/{name}.py" for name in ("miniwob", "tiny", "trajectory")),
+    *(f"ui_genie/{name}.py" for name in ("exercises", "miniwob", "tiny", "trajectory")),
     "ui_genie/words.txt",
 )
 
 
 def _rows(known: int) -> int:
-    """Rows of the embedding: room for a reward model's two answers, so that it has the agent's shapes,
-    and a number that divides over devices."""
-    return -(-(known + 2) // 64) * 64
+    """Rows of the embedding: a number that divides over devices."""
+    return -(-known // 64) * 64
 
 
 def _glued(text: str) -> str:
@@ -269,7 +263,8 @@ def _task() -> Task:
 def _batches(
     config: BaseConfig, learnt: Sequence[agent.Example], task: Task, seed: int
 ) -> Iterator[Batch]:
-    """Half of a batch are demonstrated views, half are made up."""
+    """Half of a batch are demonstrated views, half are made up; in the second half of the steps the
+    made-up ones are hard."""
     vision = config.model.vision
     assert vision is not None  # the config checks it
     if not learnt:
@@ -278,11 +273,13 @@ def _batches(
     unmade: Any = None
     policy = Policy(unmade, config.model, task.tokenizer, task.stop_tokens, 0, IMAGES)
     rng = np.random.default_rng([seed, _ROWS])
-    held = [_screen(policy, example.view(), example.actions, rng) for example in learnt]
+    held = [_screen(policy, example.view(), example.actions, rng, False) for example in learnt]
     made_up = config.batch // 2
-    for _ in range(config.steps):
+    for step in range(config.steps):
+        hard = 2 * step >= config.steps
         picked = [held[i] for i in rng.integers(len(held), size=config.batch - made_up)]
-        picked += [_screen(policy, drawn_screen(rng), (), rng) for _ in range(made_up)]
+        drawn = [exercises.drawn_screen(rng, hard) for _ in range(made_up)]
+        picked += [_screen(policy, view, (), rng, hard) for view in drawn]
         rows = [(one.prompt, _asked(one, rng, config.row_tokens)) for one in picked]
         length = bucket(max(config.row_tokens, *(sft.row_length(*row) for row in rows)))
         pictures = [[preprocess(one.image, IMAGES, vision)] for one in picked]
@@ -300,61 +297,29 @@ class _Screen:
 
 
 def _screen(
-    policy: Policy, view: View, actions: Sequence[Action], rng: np.random.Generator
+    policy: Policy, view: View, actions: Sequence[Action], rng: np.random.Generator, hard: bool
 ) -> _Screen:
-    def pair(goal: str, action: Action) -> sft.Pair:
-        asked = policy.tokenizer.encode(contract.short_goal(goal), add_special_tokens=False)
-        return asked, agent.response_tokens(policy, action, "short")
+    encode = partial(policy.tokenizer.encode, add_special_tokens=False)
 
-    prompt = agent.prompt_tokens(policy, view, "short")
-    own = policy.tokenizer.encode(contract.short_goal(view.goal), add_special_tokens=False)
+    def written(goal: str, action: Action) -> sft.Pair:
+        return encode(contract.short_goal(goal)), agent.response_tokens(policy, action, "short")
+
+    def judged(goal: str, action: Action, right: bool) -> sft.Pair:
+        told = contract.candidate_tokens(policy.tokenizer, action, "short")
+        answer = encode(contract.POSITIVE if right else contract.NEGATIVE)
+        return [*encode(contract.short_goal(goal, "?")), *told], answer
+
+    prompt, own = agent.prompt_tokens(policy, view, "short"), encode(contract.short_goal(view.goal))
+    asked = exercises.to_write(view, rng, hard)
     return _Screen(
         load_image(view.screenshots[-1]),
         prompt[: len(prompt) - len(own)],  # the goal comes last, so all before it is shared
-        [pair(view.goal, action) for action in actions],
-        [pair(goal, action) for goal, action in _exercises(view, rng)],
+        [written(view.goal, action) for action in actions],
+        [
+            *(written(*one) for one in asked),
+            *(judged(*one) for one in exercises.to_judge(view, asked, rng, hard)),
+        ],
     )
-
-
-def drawn_screen(rng: np.random.Generator) -> View:
-    """A screen of random things with random names at random places, and a picture of them."""
-    image = Image.new("RGB", (FRAME.width, FRAME.height), "white")
-    pen = ImageDraw.Draw(image)
-    found, top = [], int(rng.integers(50, 80))
-    while top < 195 and len(found) < 8:
-        left, high = int(rng.integers(2, 70)), int(rng.integers(10, 32))
-        kind = str(rng.choice(_KINDS))
-        text = "" if kind == "input" and rng.random() < 0.7 else _random_text(rng)
-        box = (left, top, left + int(rng.integers(20, 90)), min(top + high, FRAME.height))
-        checked = bool(rng.random() < 0.3) if kind in ("radio", "checkbox") else None
-        focused = kind == "input" and rng.random() < 0.5 and not any(e.focused for e in found)
-        found.append(Element(kind, text, box, focused, checked))
-        pen.rectangle(box, outline="blue" if focused else "grey", fill="black" if checked else None)
-        pen.text((left + 2, top), text, fill="black")
-        # Some things stand side by side.
-        top += high + int(rng.integers(1, 20)) if rng.random() < 0.8 else int(rng.integers(0, 4))
-    return View("", (), (png(image),), FRAME, tuple(found))
-
-
-def _random_text(rng: np.random.Generator) -> str:
-    if rng.random() < 0.1:
-        letters = string.ascii_letters + string.digits
-        return "".join(rng.choice(list(letters), size=rng.integers(1, 8)))
-    return " ".join(rng.choice(words(), size=rng.choice((1, 1, 1, 1, 2))))
-
-
-def _exercises(view: View, rng: np.random.Generator) -> list[tuple[str, Action]]:
-    """(goal, action): a click on each thing that has a name of its own on the screen, and where a field
-    has the focus, words to type."""
-    names = Counter(element.text or element.kind for element in view.elements)
-    found = [
-        demos.click_named(element)
-        for element in view.elements
-        if names[element.text or element.kind] == 1 and view.frame.holds(element.place)
-    ]
-    if any(element.focused for element in view.elements):
-        found += [demos.type_text(_random_text(rng)) for _ in range(3)]
-    return [(action.action_desc, action) for action in found]
 
 
 def _asked(one: _Screen, rng: np.random.Generator, room: int) -> list[sft.Pair]:
