@@ -5,7 +5,7 @@ without the others: a head of the first layer that tells every token of the one 
 second that finds the token that came after the present one's like (these two are an induction head,
 Olsson et al. 2022, arXiv 2209.11895), and a way for what it finds to be said. From random weights a
 decoder of half a million parameters does not come upon them in the minutes that a laptop has: asked for
-one of eight places in a list, it had after 600 steps no more than some guess at a place of the list.
+one of eight places in a list, it gave the right one a probability of .06 after 600 steps.
 So it begins with these heads roughly set, and with one of the third layer that looks back by two
 tokens, for those that must judge at a sentence's end what was found in its middle. Training does the
 rest, and may undo it.
@@ -50,9 +50,8 @@ def with_lookup(params: Params, cfg: ModelConfig, seed: int) -> Params:
     # Turned by its position, a query with this bias is the key of a token so many before.
     key = _SHARP * (fast & cosine)
     back = [_SHARP * fast * np.where(cosine, np.cos(n * angle), -np.sin(n * angle)) for n in (1, 2)]
-    own, before = np.split(
-        _directions(rng, D)[:, : 2 * K], 2, axis=1
-    )  # of a word, of the one before
+    # Where a word itself is written, and where the one before it.
+    own, before = np.split(_directions(rng, D)[:, : 2 * K], 2, axis=1)
 
     names = ("q", "k", "v", "o", "q_bias", "k_bias")
     old = {name: getattr(params.layers, name) for name in names}
