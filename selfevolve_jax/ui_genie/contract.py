@@ -28,6 +28,8 @@ Style = Literal["full", "short"]
 POSITIVE, NEGATIVE = "<|+|>", "<|-|>"  # the reward model's two answers, tokens of their own
 # "The task is complete" is an action like any other, always asked in these words.
 COMPLETED = Action("terminate", "done", status="success")
+# Of a call in the short style, between what is pressed and x,y; its list of elements has it there too.
+PLACE = '","coordinate":['
 IMAGE_MARKER = "<image>"  # tasks.prompts.IMAGE_MARKER, which a test holds it to
 # Elements whose centres lie within so many pixels of height stand on one line (style short).
 _LINE = 8
@@ -194,7 +196,7 @@ def _element(element: Element) -> list[str]:
     x, y = element.place
     checked = {True: ["+"], False: ["-"], None: []}[element.checked]
     named = " ".join(t for t in (plain(element.kind), plain(element.text)) if t)
-    return [f'{named}","coordinate":[{x},{y}', *["*"] * element.focused, *checked]
+    return [f"{named}{PLACE}{x},{y}", *["*"] * element.focused, *checked]
 
 
 def reading_order(elements: Sequence[Element]) -> list[Element]:

@@ -39,11 +39,12 @@ def to_write(view: View, rng: np.random.Generator, hard: bool) -> list[tuple[str
     """(goal, action): a click on each thing that has a name of its own on the screen, and where a field
     has the focus, words to type. Goals are the action's own words; hard ones may be its thing's name
     in quotes among any other words."""
-    names = Counter(element.text or element.kind for element in view.elements)
+    presses = [(element, demos.click_named(element)) for element in view.elements]
+    named = Counter(action.action_desc for _, action in presses)
     found = [
-        demos.click_named(element)
-        for element in view.elements
-        if names[element.text or element.kind] == 1 and view.frame.holds(element.place)
+        action
+        for element, action in presses
+        if named[action.action_desc] == 1 and view.frame.holds(element.place)
     ]
     if any(element.focused for element in view.elements):
         found += [demos.type_text(_random_text(rng)) for _ in range(3)]
@@ -93,7 +94,8 @@ def drawn_screen(rng: np.random.Generator, hard: bool) -> View:
         top += high + int(rng.integers(1, 20)) if rng.random() < 0.8 else int(rng.integers(0, 4))
     history: tuple[str, ...] = ()
     if hard and rng.random() < 0.6:
-        history = (f"click {rng.choice([e.text or e.kind for e in found])}",)
+        pressed = found[int(rng.integers(len(found)))]
+        history = (demos.click_named(pressed).action_desc,)
         if rng.random() < 0.3:
             history = (f"click {_random_text(rng)}", *history)
     return View("", history, (png(image),), FRAME, tuple(found))

@@ -52,12 +52,11 @@ _NUMBERS = 256  # pixels of a screen of 160 x 210, and more
 _CHARACTERS = string.printable[:95] + "\n\t"
 _CALL = f'{OPEN_TAG}{{"name":"{TOOL}","arguments":{{"action":"'
 # A place of the grid is one token, in the list of elements and in a call alike.
-_PLACE = '","coordinate":['
 _COLUMNS, _LINES = range(0, FRAME.width, GRID), range(0, FRAME.height, GRID)
 # Of contract.candidate, between the values. Each with what may follow: a word without a space, or not.
 _PIECES = (
     *(f'{_CALL}{name}","action_desc":"' for name in get_args(Name)),
-    *(_PLACE, '","text":"', '","button":"', '","time":'),
+    *(contract.PLACE, '","text":"', '","button":"', '","time":'),
     *('],"direction":"', '","distance":"', '],"time":'),
     *(f'","status":"{status}"}}}}{CLOSE_TAG}' for status in STATUSES),
     *(f"{end}}}}}{CLOSE_TAG}" for end in ('"', "]", "")),
@@ -89,7 +88,7 @@ def tokenizer() -> Any:
     pieces = [f"{_glued(piece)}{after}" for piece in _PIECES for after in (_GLUE, "")]
     known = [*_SPECIAL, *_CHARACTERS, _GLUE, *pieces, *_MARKS]
     known += [f" {n}" for n in range(_NUMBERS)] + [f" {word}" for word in words()]
-    known += [_glued(f"{_PLACE}{x},{y}") for x in _COLUMNS for y in _LINES]
+    known += [_glued(f"{contract.PLACE}{x},{y}") for x in _COLUMNS for y in _LINES]
     vocab = {token: i for i, token in enumerate(dict.fromkeys(known))}
     # Without merges this "BPE" is: the whole where the vocabulary has it, else its characters.
     whole = Tokenizer(models.BPE(vocab, [], unk_token=UNKNOWN, ignore_merges=True))
@@ -101,7 +100,7 @@ def tokenizer() -> Any:
     )
     longest_first = sorted(pieces, key=len, reverse=True)
     x, y = ("|".join(map(str, numbers)) for numbers in (_COLUMNS, _LINES))
-    place = f"{re.escape(_glued(_PLACE))}{_GLUE} (?:{x}),{_GLUE} (?:{y})(?![A-Za-z0-9])"
+    place = f"{re.escape(_glued(contract.PLACE))}{_GLUE} (?:{x}),{_GLUE} (?:{y})(?![A-Za-z0-9])"
     others = map(re.escape, [*longest_first, *_MARKS])
     parts = [place, *others, " [A-Za-z0-9]+", r"[\s\S]"]
     whole.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(parts)), behavior="isolated")

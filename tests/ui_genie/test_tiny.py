@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import decoder
 from models.params import count
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.ui_genie import agent, contract, tiny, trajectory
+from selfevolve_jax.ui_genie import agent, contract, exercises, tiny, trajectory
 from selfevolve_jax.ui_genie.actions import Action, Frame, parse
 from selfevolve_jax.ui_genie.contract import View
 from selfevolve_jax.ui_genie.environment import Element
@@ -179,12 +179,12 @@ def test_a_saved_tokenizer_is_the_same(tmp_path):
 
 def test_words_are_what_the_pages_give():
     pytest.importorskip("playwright", reason="the extra gui is not installed")
-    assert make_words.make().split() == tiny.words()
+    assert make_words.make().split() == exercises.words()
 
 
 def test_the_vocabulary_is_small_and_without_twins():
     assert len(TEXT) <= 1600
-    assert len(set(tiny.words())) == len(tiny.words())
+    assert len(set(exercises.words())) == len(exercises.words())
 
 
 def test_the_base_model_is_tiny():
