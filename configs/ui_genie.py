@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.ui_genie.explore import Exploration
@@ -23,12 +25,9 @@ def quickstart() -> UIGenieRecipe:
     selfevolve ui-genie quickstart
     """
 
-    def constant(learning_rate: float) -> OptimizerConfig:
-        # Of a rate that does not depend on the length, all trainings share one compiled step.
-        return OptimizerConfig(
-            learning_rate=learning_rate, schedule="constant", warmup_steps=5, weight_decay=0.0
-        )
-
+    # Of a rate that does not depend on the length, all trainings of the agent share one step.
+    constant = OptimizerConfig(learning_rate=3e-4, warmup_steps=5, weight_decay=0.0)
+    falling = replace(constant, learning_rate=5e-4, schedule="cosine")
     return UIGenieRecipe(
         tasks=TASKS,
         style="short",
@@ -38,7 +37,7 @@ def quickstart() -> UIGenieRecipe:
         exploration=Exploration(candidates=4, keep=2, max_steps=6, earlier=0),
         max_new_tokens=40,
         rollout=RolloutConfig(slots=512, chunk=40),
-        agent=AgentTraining(batch=32, epochs=4, optimizer=constant(3e-4)),
-        reward=RewardTraining(batch=16, epochs=8, optimizer=constant(2e-4)),
-        data=RewardData(continuations=3, failures=24),
+        agent=AgentTraining(batch=32, epochs=4, optimizer=constant),
+        reward=RewardTraining(batch=16, first_epochs=4, optimizer=falling),
+        data=RewardData(continuations=3, failures=24, corrupted=2.0),
     )

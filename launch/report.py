@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from etils import epath
@@ -12,6 +13,9 @@ from selfevolve_jax import run_dir
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.report import replicate
 from selfevolve_jax.report.html import write_report
+from selfevolve_jax.report.trajectories import write_trajectories_page
+from selfevolve_jax.ui_genie import inspect_export, trajectory
+from selfevolve_jax.ui_genie import run as ui_genie
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,10 @@ class Report:
     runs: run directories. out: the page, or a folder for it; by default RUN/report.html for one
     run and ./report.html for several. Of one `srt replicate`: a folder for its figures and its table
     as Markdown, such as docs.
+
+    Of UI-Genie also folders with trajectories, as RUN/arms/ARM/round-1/explored: a page
+    that shows them step by step, by default ./trajectories.html. With an out that ends in .eval: a log
+    of Inspect, which `inspect view` shows (extra `inspect`); of a run, its last test.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
@@ -31,11 +39,35 @@ def report(options: Report) -> None:
     """Prints the page's path."""
     if not options.runs:
         raise UserError("report needs at least one run directory: selfevolve report RUN.")
+    if played := [folder for run in options.runs for folder in _trajectories(run)]:
+        print(_write_trajectories(options, played))
+        return
     if len(options.runs) == 1 and _is_replication(options.runs[0]):
         run = options.runs[0]
         print(replicate.write(run) if options.out is None else _write_docs(run, options.out))
         return
     print(write_report(list(options.runs), options.out))
+
+
+def _trajectories(path: str) -> list[epath.Path]:
+    """Folders of trajectories that a UI-Genie run, or a folder that is no run, stands for."""
+    folder = epath.Path(path)
+    if _config(folder) is None:
+        chunks = [folder, *sorted(folder.glob("*"))]  # a round's are in chunks
+        return [each for each in chunks if (each / trajectory.TRAJECTORIES).exists()]
+    return ui_genie.last_tests(folder) if _is_ui_genie(folder) else []
+
+
+def _write_trajectories(options: Report, played: Sequence[epath.Path]) -> epath.Path:
+    if strays := [run for run in options.runs if not _trajectories(run)]:
+        raise UserError(
+            f"{strays[0]} holds no trajectories, and {options.runs[0]} does. Fix: one kind at a time."
+        )
+    if options.out is not None and options.out.endswith(".eval"):
+        return inspect_export.export(played, options.out)
+    if len(options.runs) == 1 and _is_ui_genie(epath.Path(options.runs[0])):
+        return ui_genie.write_page(options.runs[0], options.out)
+    return write_trajectories_page(played, options.out or ".")
 
 
 def _write_docs(run: str, out: str) -> epath.Path:
@@ -48,5 +80,15 @@ def _write_docs(run: str, out: str) -> epath.Path:
 
 
 def _is_replication(run: str) -> bool:
-    path = epath.Path(run)
-    return (path / run_dir.CONFIG).exists() and "seeds" in run_dir.read_config(path)["config"]
+    return "seeds" in (_config(epath.Path(run)) or ())
+
+
+def _is_ui_genie(folder: epath.Path) -> bool:
+    return "exploration" in (_config(folder) or ())
+
+
+def _config(folder: epath.Path) -> dict[str, Any] | None:
+    """A run's configuration; None for a folder that is no run."""
+    if not (folder / run_dir.CONFIG).exists():
+        return None
+    return run_dir.read_config(folder)["config"]

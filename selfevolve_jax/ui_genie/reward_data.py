@@ -281,21 +281,26 @@ def hard_negatives(
     return rows, counts
 
 
+def distinct(rows: Iterable[Judged]) -> list[Judged]:
+    """The rows, each judgement of one action in one view once (the first), in the order given."""
+    return list({(r.view, r.action, r.level, r.label): r for r in reversed([*rows])}.values())[::-1]
+
+
 def balanced(rows: Sequence[Judged], seed: int) -> list[Judged]:
-    """As many good rows as bad ones at each level, in the order given: of the more frequent kind a
-    seeded draw stays. Each level by itself, since a reward model could else learn what to say to
-    every claim of completion from the mere count. A level of one kind alone loses all its rows."""
-    kept: set[int] = set()
+    """As many good rows as bad ones at each level: the rows in the order given, then the less frequent
+    kind again, over and over in an order drawn from the seed, as often as is missing. Each level by
+    itself, since a reward model could else learn what to say to every claim of completion from the
+    mere count. A level of one kind alone loses all its rows."""
+    both, again = [], []
     for number, level in enumerate(get_args(Level)):
-        at = [
-            [i for i, r in enumerate(rows) if r.level == level and r.label is label]
-            for label in (False, True)
-        ]
-        n = min(len(places) for places in at)
-        for label, places in enumerate(at):
-            rng = np.random.default_rng([seed, _BALANCED, number, label])
-            kept.update(places[k] for k in rng.permutation(len(places))[:n])
-    return [r for i, r in enumerate(rows) if i in kept]
+        good = [r for r in rows if r.level == level and r.label]
+        bad = [r for r in rows if r.level == level and not r.label]
+        few, many = sorted([bad, good], key=len)
+        if few:
+            both.append(level)
+            order = np.random.default_rng([seed, _BALANCED, number]).permutation(len(few))
+            again += [few[order[k % len(few)]] for k in range(len(many) - len(few))]
+    return [r for r in rows if r.level in both] + again
 
 
 def claims_completion(action: Action) -> bool:

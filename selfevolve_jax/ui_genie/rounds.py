@@ -14,7 +14,6 @@ of a training.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -159,11 +158,19 @@ def learn_agent(
 
 
 def learn_reward(
-    rm: Policy, rows: Sequence[Judged], setting: Setting, seed: int, folder: epath.Path
+    rm: Policy,
+    rows: Sequence[Judged],
+    setting: Setting,
+    seed: int,
+    folder: epath.Path,
+    first: bool = False,
 ) -> Policy:
-    """Reward-model training on judged rows; rows of one view are judged side by side."""
+    """Reward-model training on judged rows, each once and both answers as often; rows of one view are
+    judged side by side."""
     config, style, mesh = setting.recipe.reward, setting.recipe.style, setting.mesh
-    groups = _by_view(rows)
+    if first:
+        config = replace(config, epochs=config.first_epochs)
+    groups = _by_view(reward_data.balanced(reward_data.distinct(rows), seed))
     steps = reward_model.training_steps(len(groups), config)
     images = setting.recipe.exploration.earlier
 
@@ -188,13 +195,14 @@ def _by_view(rows: Iterable[Judged], at_most: int = 8) -> list[list[Judged]]:
 
 
 def reward_rows_of(
-    found: Sequence[Trajectory],
+    found: Sequence[Trajectory] | None,
     demonstrations: Sequence[Trajectory],
     models: Models,
     setting: Setting,
     seed: int,
 ) -> tuple[list[Judged], dict[str, Any]]:
-    """A round's rows for the reward model, and what was counted on the way.
+    """What a round adds to the reward model's rows, and what was counted on the way. found: the round's
+    episodes; None before the first round, when there are demonstrations alone.
 
     Labels are the reward model's own word on outcomes, and what follows from it; the environment's
     verdict is not read. The ends of real failures are left out, so that a hold-out of them is of a
@@ -202,39 +210,33 @@ def reward_rows_of(
     """
     data = setting.recipe.data
     counts: dict[str, Any] = {}
-    rows = reward_data.demonstration_rows(demonstrations)
-    proposed, counts["rule"] = reward_data.rule_verified(
+    rows, counts["rule"] = reward_data.rule_verified(
         demonstrations, proposals(models.agent, setting, seed)
     )
     mined, counts["mined"] = reward_data.hard_negatives(
         demonstrations, _scores(models.reward, setting), data.proposals, seed
     )
-    rows += proposed + mined
-    if found:
+    rows += mined
+    whole: Sequence[Trajectory] = demonstrations
+    by: By = "environment"
+    if found is None:
+        rows += reward_data.demonstration_rows(demonstrations)
+    else:
         failures = [one for one in found if reward_data.succeeded(one, "judge") is False]
         some = failures[: data.failures]
-        wins = [one for one in found if reward_data.succeeded(one, "judge")]
+        whole, by = [one for one in found if reward_data.succeeded(one, "judge")], "judge"
         labelled = shepherd.label_steps(
-            [*wins, *some], "judge", _continue_from(models, setting), seed, data.continuations
+            [*whole, *some], by, _continue_from(models, setting), seed, data.continuations
         )
         counts["shepherd"] = labelled.counts | {"rescued": labelled.rescued}
         rows += labelled.rows
-        rows += [r for r in reward_data.outcome_rows(wins, "judge") if r.label]
-    else:
-        wins = []
     # A demonstration's success is the demonstrator's word, which the script's own check with the page
     # has confirmed.
-    rows += reward_data.outcome_rows(demonstrations, "environment")
-    sources: list[tuple[Sequence[Trajectory], By]] = [
-        (demonstrations, "environment"),
-        (wins, "judge"),
-    ]
-    for whole, by in sources:
-        count = round(len(whole) * data.corrupted)
-        made = corruption.corrupt(whole, by, data.proportions, count, seed)
-        counts.setdefault("corrupted", Counter()).update(made.reached)
-        rows += corruption.corruption_rows(made)
-    return reward_data.balanced(rows, seed), counts
+    rows += [r for r in reward_data.outcome_rows(whole, by) if r.label]
+    count = round(len(whole) * data.corrupted)
+    made = corruption.corrupt(whole, by, data.proportions, count, seed)
+    counts["corrupted"] = made.reached
+    return rows + corruption.corruption_rows(made), counts
 
 
 def proposals(policy: Policy, setting: Setting, seed: int):
@@ -342,7 +344,7 @@ def _truly(found: Sequence[Trajectory]) -> str:
 
 
 def kept_rows(
-    found: Sequence[Trajectory],
+    found: Sequence[Trajectory] | None,
     demonstrations: Sequence[Trajectory],
     models: Models,
     setting: Setting,

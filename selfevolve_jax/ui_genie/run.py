@@ -25,6 +25,7 @@ from selfevolve_jax.report.trajectories import write_trajectories_page
 from selfevolve_jax.ui_genie import demos, evaluation, rounds, tiny, trajectory
 from selfevolve_jax.ui_genie.miniwob import miniwob_fleet
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
+from selfevolve_jax.ui_genie.reward_data import Judged
 from selfevolve_jax.ui_genie.reward_model import with_reward_tokens
 from selfevolve_jax.ui_genie.rounds import Models, Setting
 from selfevolve_jax.ui_genie.tiny import BaseConfig
@@ -62,10 +63,10 @@ def run(
         spent = earlier.get("seconds", 0.0)
         setting = Setting(recipe, mesh, fleet, folder, say)
         shown = demonstrations(setting, 0, recipe.demonstrations)
-        first, held_out, before = _round_0(shown, setting)
+        first, rows, held_out, before = _round_0(shown, setting)
         summary: dict[str, Any] = {"arms": {}, "seconds": spent}
         for arm in recipe.arms:
-            history = [before, *_arm(arm, first, shown, held_out, setting)]
+            history = [before, *_arm(arm, first, rows, shown, held_out, setting)]
             summary["arms"][arm] = {
                 "before": _headline(history[0]),
                 "after": _headline(history[-1]),
@@ -74,7 +75,7 @@ def run(
             summary["seconds"] = spent + time.monotonic() - began
             run_dir.write_summary(folder, summary)
         say(_counted(fleet.counts))
-    page = _page(summary, folder)
+    page = write_page(folder)
     say(headline(summary))
     say(f"{summary['seconds']:.0f} s. Report: {page}")
     return summary
@@ -97,21 +98,24 @@ def demonstrations(setting: Setting, purpose: int, n: int) -> list[Trajectory]:
     return trajectory.read(place)
 
 
-def _round_0(shown: Sequence[Trajectory], setting: Setting) -> tuple[Models, list, dict[str, Any]]:
-    """The first agent and reward model, the hold-out, and how both do on it."""
+def _round_0(
+    shown: Sequence[Trajectory], setting: Setting
+) -> tuple[Models, list[Judged], list[Judged], dict[str, Any]]:
+    """The first agent and reward model, the rows that it learnt from, the hold-out, and how both do on
+    it."""
     recipe, place = setting.recipe, setting.folder / "round-0"
     agent = first_agent(shown, setting)
     untrained = Models(agent, with_reward_tokens(agent, recipe.seed))
     of_held_out = demonstrations(setting, 1, recipe.held_out)
     held_out = evaluation.hold_out(untrained, of_held_out, setting, setting.folder / "hold_out")
-    rows = rounds.kept_rows((), shown, untrained, setting, recipe.seed * 1000, place)
+    rows = rounds.kept_rows(None, shown, untrained, setting, recipe.seed * 1000, place)
     reward = rounds.learn_reward(
-        untrained.reward, rows, setting, recipe.seed * 1000, place / "reward"
+        untrained.reward, rows, setting, recipe.seed * 1000, place / "reward", first=True
     )
     models = Models(agent, reward)
     figures = evaluation.evaluate(models, held_out, setting, place, True)
     setting.say(f"round 0: {_told(figures)}")
-    return models, held_out, figures
+    return models, rows, held_out, figures
 
 
 def first_agent(shown: Sequence[Trajectory], setting: Setting) -> checkpoint.Policy:
@@ -121,9 +125,9 @@ def first_agent(shown: Sequence[Trajectory], setting: Setting) -> checkpoint.Pol
     return tiny.get_base(recipe.policy, shown, setting.screenshots, recipe.seed, mesh, setting.say)
 
 
-def _arm(arm, first: Models, shown, held_out, setting: Setting) -> list[dict[str, Any]]:
+def _arm(arm, first: Models, rows, shown, held_out, setting: Setting) -> list[dict[str, Any]]:
     """The figures of an arm's rounds."""
-    models, state = first, rounds.Learnt((), (), ())
+    models, state = first, rounds.Learnt((), (), rows)
     history = []
     for number in range(1, setting.recipe.rounds + 1):
         place = setting.folder / "arms" / arm / f"round-{number}"
@@ -158,21 +162,40 @@ def _counted(counts: dict[str, int]) -> str:
     return "screens: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
 
 
-def _page(summary: dict[str, Any], folder: epath.Path) -> epath.Path:
-    """report.html: the figures by round, and the last round's episodes on held-out seeds."""
+def write_page(folder: epath.PathLike, out: epath.PathLike | None = None) -> epath.Path:
+    """Writes the page of a run (report.html in its folder, or `out`, an .html file or a folder for it)
+    and returns its path: the figures by round, and the last round's episodes on held-out seeds.
+    UserError for a run none of whose arms has ended."""
+    folder = run_dir.absolute(folder)
     figures = [
         {"arm": arm, "round": number, **each}
-        for arm, told in summary["arms"].items()
+        for arm, told in _summary(folder)["arms"].items()
         for number, each in enumerate(told["rounds"])
     ]
-    last = [
+    return write_trajectories_page(
+        last_tests(folder), folder / run_dir.REPORT if out is None else out, figures
+    )
+
+
+def last_tests(folder: epath.PathLike) -> list[epath.Path]:
+    """The folders of trajectories of the last round's test, arm by arm. UserError as `write_page`."""
+    folder = run_dir.absolute(folder)
+    return [
         place
-        for arm, told in summary["arms"].items()
+        for arm, told in _summary(folder)["arms"].items()
         for place in sorted(
             (folder / "arms" / arm / f"round-{len(told['rounds']) - 1}" / "test").iterdir()
         )
     ]
-    return write_trajectories_page(last, folder / run_dir.REPORT, figures)
+
+
+def _summary(folder: epath.Path) -> dict[str, Any]:
+    if not (folder / run_dir.SUMMARY).exists():
+        raise UserError(
+            f"no arm of {folder} has ended yet. Fix: go on with it (--resume), or pass a folder of "
+            "trajectories in it."
+        )
+    return run_dir.read_summary(folder)
 
 
 def headline(summary: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from selfevolve_jax.ui_genie.reward_data import (
     Source,
     balanced,
     demonstration_rows,
+    distinct,
     element_at,
     hard_negatives,
     outcome_rows,
@@ -262,15 +263,26 @@ def made_rows(labels):
 )
 def test_balanced_is_half_and_half_at_each_level(labels, seed):
     rows = made_rows(labels)
-    kept = balanced(rows, seed)
-    assert kept == balanced(rows, seed)
-    places = [rows.index(r) for r in kept]
-    assert places == sorted(set(places))  # in order, none twice
-    given_ = Counter((r.level, r.label) for r in rows)
-    left = Counter((r.level, r.label) for r in kept)
+    made = balanced(rows, seed)
+    assert made == balanced(rows, seed)
+    given_, left = (Counter((r.level, r.label) for r in these) for these in (rows, made))
+    both = [v for v in get_args(Level) if given_[v, True] and given_[v, False]]
+    kept = [r for r in rows if r.level in both]
+    assert made[: len(kept)] == kept  # nothing that has a counterpart is lost
     for level in get_args(Level):
-        fewer = min(given_[level, True], given_[level, False])
-        assert left[level, True] == left[level, False] == fewer
+        more = max(given_[level, True], given_[level, False]) if level in both else 0
+        assert left[level, True] == left[level, False] == more
+    # What is repeated is repeated alike, to one more or less.
+    for kind in left:
+        times = Counter(rows.index(r) for r in made if (r.level, r.label) == kind)
+        assert max(times.values()) - min(times.values()) <= 1
+
+
+def test_distinct_keeps_the_first_of_each_judgement():
+    rows = made_rows([(True, "step"), (False, "step"), (True, "outcome")])
+    later = [dataclasses.replace(r, provenance={"later": True}) for r in rows]
+    turned = dataclasses.replace(rows[0], label=False)  # another judgement of the same action
+    assert distinct([*rows, *later, turned]) == [*rows, turned]
 
 
 def test_balancing_draws_by_its_seed():
