@@ -22,6 +22,8 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve srt RECIPE [--option value ...]   train on the model's own majority vote
   selfevolve mm-upt RECIPE [--option value ..] the same for a vision-language model
   selfevolve ui-genie RECIPE [--option value ..] a GUI agent and its reward model raise each other
+  selfevolve agent-sft CHECKPOINT DATA --out D a GUI agent learns from demonstrations
+  selfevolve android-control CHECKPOINT        a GUI agent's step accuracy on AndroidControl
   selfevolve evaluate CHECKPOINT               avg@k, maj@k, pass@k and greedy against gold
   selfevolve label CHECKPOINT --out DIR        pseudo-labels by the vote of a fixed checkpoint
   selfevolve synthesise CHECKPOINT --out DIR   new questions that the checkpoint writes about its images
@@ -44,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "srt": _srt,
         "mm-upt": _mm_upt,
         "ui-genie": _ui_genie,
+        "agent-sft": _agent_sft,
+        "android-control": _android_control,
         "evaluate": _evaluate,
         "label": _label,
         "generate": _generate,
@@ -154,6 +158,18 @@ def _ui_genie(arguments: list[str]) -> None:
 
         recipe = load_recipe(name, "configs.ui_genie")
         ui_genie(parse(Run, arguments[1:], f"ui-genie {name}", Run(recipe)), name)
+
+
+def _agent_sft(arguments: list[str]) -> None:
+    from launch.agent_sft import AgentSFT, train
+
+    train(parse(AgentSFT, arguments, "agent-sft"))
+
+
+def _android_control(arguments: list[str]) -> None:
+    from launch.android_control import AndroidControl, evaluate
+
+    evaluate(parse(AndroidControl, arguments, "android-control"))
 
 
 def _recipe_typed(arguments: list[str], command: str, package: str) -> str | None:

@@ -22,14 +22,14 @@ def start(options: Any, name: str, system: str, go: Callable[..., Any]) -> None:
     if options.dry_run:
         print(describe(options.recipe))
         return
-    _say_failed_saves_once()
+    say_failed_saves_once()
     folder = options.run_dir
     if folder is None:
         folder = f"runs/{system}-{name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
     go(options.recipe, folder, resume=options.resume, tracker=options.tracker)
 
 
-def _say_failed_saves_once() -> None:
+def say_failed_saves_once() -> None:
     """Orbax and TensorStore tell of a failed save at length, from each of their threads, besides
     raising it; the message that `checkpoint.disk_errors` makes of it is enough."""
     for library in ("absl", "asyncio"):

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -92,7 +92,7 @@ def draw(
             "kind": purpose,
             "told": dict(told or {}),
             "task": task.name,
-            "rows": {"count": len(rows), "sha256": _rows_hash(rows)},
+            "rows": fingerprint(map(_said, rows)),
             "rows_per_part": size,
             "weights": weights_hash(params),
             "dtype": model.dtype,
@@ -104,7 +104,7 @@ def draw(
             "stop_tokens": list(task.stop_tokens),
             "answer": run_dir.jsonable(task.answer),
         }
-        _open(folder, purpose, request)
+        open_folder(folder, purpose, request)
         present = {path.name for path in folder.iterdir()} if folder.exists() else set()
         done = agreed([name in present for name in names])
     key = jax.random.fold_in(jax.random.key(seed), _PURPOSES[purpose])
@@ -145,9 +145,10 @@ def draw(
     return read_or_drawn()
 
 
-def check_folder(folder: epath.PathLike, purpose: Purpose) -> None:
-    """UserError if `folder` holds something else than a job of this purpose: for a look before
-    weights are loaded. It may be missing or empty."""
+def check_folder(folder: epath.PathLike, purpose: str) -> None:
+    """UserError if `folder` holds something else than a job of this purpose (`Purpose`, or another
+    job's that is kept in the same way): for a look before weights are loaded. It may be missing or
+    empty."""
     path = run_dir.absolute(folder)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file. Give a folder.")
@@ -159,6 +160,21 @@ def check_folder(folder: epath.PathLike, purpose: Purpose) -> None:
         raise UserError(
             f"{path} is not empty, and has no {run_dir.CONFIG} of {purpose}. Give another folder."
         )
+
+
+def open_folder(folder: epath.Path, purpose: str, request: dict[str, Any]) -> None:
+    """Makes the folder, or finds that the same was asked of it before; "told" in the request may
+    differ. UserError with the difference, and as `check_folder`; DiskError."""
+    check_folder(folder, purpose)
+    again = (folder / run_dir.CONFIG).exists()
+    try:
+        run_dir.check(folder, request, again, frozenset({"told"}))
+        if jax.process_index() == 0:
+            run_dir.create(folder, request, again, frozenset({"told"}))
+    except DiskError:
+        raise
+    except UserError as error:  # its words are a run's, and a job goes by --out
+        raise UserError(str(error).replace("another --run-dir", "another folder")) from None
 
 
 def agreed(flags: list[bool]) -> list[bool]:
@@ -218,27 +234,20 @@ def _stirred(x: jax.Array) -> jax.Array:
     return x
 
 
-def _rows_hash(rows: Sequence[Row]) -> str:
-    digest = hashlib.sha256()
-    for row in rows:
-        images = [hashlib.sha256(i).hexdigest() if isinstance(i, bytes) else i for i in row.images]
-        said = [row.id, row.prompt, list(map(int, row.prompt_tokens)), row.gold, images]
-        digest.update(json.dumps(said).encode() + b"\n")
-    return digest.hexdigest()[:16]
+def fingerprint(records: Iterable[Any]) -> dict[str, Any]:
+    """{"count", "sha256"}: how many records of JSON values, and 16 hexadecimal digits that tell them,
+    in this order, from others."""
+    digest, count = hashlib.sha256(), 0
+    for record in records:
+        digest.update(json.dumps(record).encode() + b"\n")
+        count += 1
+    return {"count": count, "sha256": digest.hexdigest()[:16]}
 
 
-def _open(folder: epath.Path, purpose: Purpose, request: dict[str, Any]) -> None:
-    """Makes the folder, or finds that the same was asked of it before."""
-    check_folder(folder, purpose)
-    again = (folder / run_dir.CONFIG).exists()
-    try:
-        run_dir.check(folder, request, again, frozenset({"told"}))
-        if jax.process_index() == 0:
-            run_dir.create(folder, request, again, frozenset({"told"}))
-    except DiskError:
-        raise
-    except UserError as error:  # its words are a run's, and a job goes by --out
-        raise UserError(str(error).replace("another --run-dir", "another folder")) from None
+def _said(row: Row) -> list[Any]:
+    """What tells a row from others."""
+    images = [hashlib.sha256(i).hexdigest() if isinstance(i, bytes) else i for i in row.images]
+    return [row.id, row.prompt, list(map(int, row.prompt_tokens)), row.gold, images]
 
 
 def _read(path: epath.Path, part: Sequence[Row], samples: int) -> list[dict[str, Any]]:

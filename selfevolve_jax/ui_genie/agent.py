@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,13 +21,16 @@ from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import Batch
 from selfevolve_jax.images import load_image, preprocess
+from selfevolve_jax.pretrained import source
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.rollout.engine import RolloutConfig, Samples, generate
 from selfevolve_jax.rollout.prompt_images import encode_images
 from selfevolve_jax.rollout.sampling import Sampling
+from selfevolve_jax.starting_point import CheckpointConfig, load_policy
 from selfevolve_jax.tasks.base import Row
 from selfevolve_jax.ui_genie import contract, trajectory
-from selfevolve_jax.ui_genie.actions import Action
+from selfevolve_jax.ui_genie.actions import Action, Frame
+from selfevolve_jax.ui_genie.android_control import MAX_PIXELS, resized
 from selfevolve_jax.ui_genie.contract import Style, View
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
@@ -35,6 +38,24 @@ from selfevolve_jax.ui_genie.trajectory import Trajectory
 _PROPOSE, _ORDER = 104, 105
 # Answers that share a copy of their prompt. More would make rows of very different lengths.
 _SHARED = 8
+
+
+def load_agent(config: CheckpointConfig, mesh: Mesh) -> tuple[Policy, Callable[[Frame], Frame]]:
+    """A policy for the screenshots of phones, and the frame that it sees a screen in. Where its images
+    may be larger than the paper's (Qwen2.5-VL's own may), they are made no larger than those. UserError
+    for one that reads text only, before its weights are read."""
+    if source.read_model(config.path).vision is None:
+        raise UserError(
+            f"checkpoint {config.path} reads text only, and a GUI agent looks at screenshots. Fix: a "
+            "vision-language checkpoint, such as Qwen/Qwen2.5-VL-3B-Instruct."
+        )
+    policy = load_policy(config, mesh)
+    vision, images = policy.model.vision, policy.images
+    if vision is None or images is None:
+        raise UserError(f"checkpoint {config.path} does not say how its images are made ready.")
+    images = replace(images, max_pixels=min(images.max_pixels, MAX_PIXELS))
+    frame_of = resized(images.min_pixels, images.max_pixels, vision.unit)
+    return replace(policy, images=images), frame_of
 
 
 def propose(

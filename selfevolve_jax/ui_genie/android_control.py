@@ -34,6 +34,7 @@ from selfevolve_jax.ui_genie.evaluators import Truth
 
 Setting = Literal["high", "low"]
 FOLDER = "gs://gresearch/android_control"
+MAX_PIXELS = 602_112  # of a screenshot, in UI-Genie's training and evaluation of its agents
 SPLITS = ("train", "validation", "test")
 # The finish step, which the data has not: harnesses put it on the last screenshot. These words are
 # the description that UI-Genie's published ground truth gives it; that they also stand for the
@@ -89,10 +90,9 @@ class Row:
 
 
 def resized(
-    min_pixels: int, max_pixels: int = 602_112, factor: int = 28
+    min_pixels: int, max_pixels: int = MAX_PIXELS, factor: int = 28
 ) -> Callable[[Frame], Frame]:
-    """Screen → frame as Qwen2.5-VL's processor resizes a screenshot (images.smart_resize). max_pixels
-    is by default what UI-Genie's agents were trained and evaluated with."""
+    """Screen → frame as Qwen2.5-VL's processor resizes a screenshot (images.smart_resize)."""
 
     def frame_of(screen: Frame) -> Frame:
         # images.py imports jax, which reading data does not need

@@ -51,12 +51,14 @@ def train_policy(
     mesh: Mesh,
     accumulate: int = 1,
     save_every: int = 200,
+    tell: Callable[[int, float], None] | None = None,
 ) -> Policy:
     """The policy after training on `batches(0)`, `made.steps` of them, -log P of the response tokens.
 
     batches(done): the batches after the first `done`, on the host. folder: becomes a policy folder,
-    which has a checkpoint every `save_every` steps. A training that was killed goes on from its last
-    one, to the same weights; one that has ended is loaded. The policy given is left as it is.
+    which has a checkpoint every `save_every` steps; `tell` is then called with the step and its loss. A
+    training that was killed goes on from its last checkpoint, to the same weights; one that has ended
+    is loaded. The policy given is left as it is.
 
     UserError where a gradient was not finite: a step that is skipped in silence would be no training.
     DiskError.
@@ -103,6 +105,8 @@ def train_policy(
                 losses.clear()
                 finite.clear()
                 checkpoint.save_async(checkpoints, state, step, {"last_loss": loss})
+                if tell is not None:
+                    tell(step, loss)
         checkpoint.finish(checkpoints)
     finally:
         checkpoint.close(checkpoints)

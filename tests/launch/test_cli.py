@@ -81,7 +81,10 @@ def tree(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["trane"], ["'trane' is unknown", "srt, mm-upt, ui-genie, evaluate, label, generate"]),
+        (
+            ["trane"],
+            ["'trane' is unknown", "srt, mm-upt, ui-genie, agent-sft, android-control, evaluate"],
+        ),
         (["srt"], ["needs a recipe", "quickstart"]),
         (["srt", "--resume"], ["needs a recipe"]),
         (["srt", "nope"], ["'nope' is unknown", "quickstart", "FILE.py:NAME"]),
