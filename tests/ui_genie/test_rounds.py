@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from launch import cli
 from selfevolve_jax import checkpoint, run_dir
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import OptimizerConfig
@@ -211,3 +212,38 @@ def test_weights_that_are_not_finite_stop_a_training(finished, tmp_path, mesh1):
     with pytest.raises(UserError, match="gradient was not finite by step 1"):
         train_policy(broken, tmp_path / "p", plan(broken.model, 1, FAST, False), batches, mesh1)
     assert not (tmp_path / "p" / TRAINED).exists()
+
+
+def report(*arguments):
+    return cli.main(["report", *map(str, arguments)])
+
+
+def test_the_report_of_a_run_and_of_folders_in_it(finished, tmp_path, monkeypatch, capsys):
+    folder, _ = finished
+    report(folder, "-o", tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == (folder / run_dir.REPORT).read_bytes()
+    monkeypatch.chdir(tmp_path)
+    explored = folder / "arms" / "co_evolution" / "round-1" / "explored"
+    report(explored, explored.parent / "test")
+    ids = {one.id for chunk in explored.iterdir() for one in trajectory.read(chunk)}
+    page = (tmp_path / "trajectories.html").read_text()
+    assert ids and all(f"<code>{one}</code>" in page or one in page for one in ids)
+    assert capsys.readouterr().out.split() == [str(tmp_path / "again.html"), "trajectories.html"]
+
+
+def test_what_a_report_cannot_show_is_told(finished, tmp_path, capsys):
+    folder, _ = finished
+    unfinished = tmp_path / "run"
+    unfinished.mkdir()
+    (unfinished / run_dir.CONFIG).write_bytes((folder / run_dir.CONFIG).read_bytes())
+    srt = tmp_path / "srt"
+    srt.mkdir()
+    (srt / run_dir.CONFIG).write_text('{"config": {"arms": ["majority"]}}')
+    for arguments, says in (
+        ((unfinished,), "no arm of"),
+        ((folder, srt), "holds no trajectories"),
+        ((tmp_path,), "is not a run directory"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            report(*arguments)
+        assert ended.value.code == 2 and says in " ".join(capsys.readouterr().err.replace("│", "").split())
