@@ -246,4 +246,5 @@ def test_what_a_report_cannot_show_is_told(finished, tmp_path, capsys):
     ):
         with pytest.raises(SystemExit) as ended:
             report(*arguments)
-        assert ended.value.code == 2 and says in " ".join(capsys.readouterr().err.replace("│", "").split())
+        told = " ".join(capsys.readouterr().err.replace("│", "").split())
+        assert ended.value.code == 2 and says in told
