@@ -315,8 +315,9 @@ def test_in_context_on_a_data_set_shows_votes_that_can_be_shown(write, engine, d
     assert "1 without_answer" in said[0] and "1 held_out_image" in said[0]
     voted = {row for row, text, _ in engine.asked if "ake up a" not in text}
     assert voted == {0, 1, 2, 4}
-    made = tree(tmp_path / "run")
-    assert not any(re.search(rb"\b3[1-6]\b", v) for n, v in made.items() if n.endswith("jsonl"))
+    made = [v for n, v in tree(tmp_path / "run").items() if n.endswith("jsonl")]
+    # Paths in them may begin with /tmp/pytest-of-me/pytest-31.
+    assert not any(re.search(rb"\b3[1-6]\b", re.sub(rb"pytest-\d+", b"", v)) for v in made)
 
 
 def test_a_source_whose_every_picture_is_held_out_is_refused(write, data, tmp_path):
