@@ -38,6 +38,6 @@ def quickstart() -> UIGenieRecipe:
         max_new_tokens=40,
         rollout=RolloutConfig(slots=512, chunk=40),
         agent=AgentTraining(batch=32, epochs=4, optimizer=constant),
-        reward=RewardTraining(batch=16, first_epochs=2, epochs=2, optimizer=falling),
+        reward=RewardTraining(batch=16, epochs=2, optimizer=falling),
         data=RewardData(continuations=3, failures=24, corrupted=3.0),
     )

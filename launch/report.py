@@ -11,11 +11,10 @@ from etils import epath
 
 from selfevolve_jax import run_dir
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.report import replicate
+from selfevolve_jax.report import gui_run, replicate
 from selfevolve_jax.report.html import write_report
 from selfevolve_jax.report.trajectories import write_trajectories_page
 from selfevolve_jax.ui_genie import inspect_export, trajectory
-from selfevolve_jax.ui_genie import run as ui_genie
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,9 @@ class Report:
     run and ./report.html for several. Of one `srt replicate`: a folder for its figures and its table
     as Markdown, such as docs.
 
-    Of UI-Genie also folders with trajectories, as RUN/arms/ARM/round-1/explored: a page
-    that shows them step by step, by default ./trajectories.html. With an out that ends in .eval: a log
-    of Inspect, which `inspect view` shows (extra `inspect`); of a run, its last test.
+    Of UI-Genie also folders with trajectories, as RUN/arms/ARM/round-1/explored: a page that shows
+    them step by step, by default ./trajectories.html. With an out that ends in .eval: a log of Inspect,
+    which `inspect view` shows (extra `inspect`); of a run, its last test.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
@@ -39,7 +38,8 @@ def report(options: Report) -> None:
     """Prints the page's path."""
     if not options.runs:
         raise UserError("report needs at least one run directory: selfevolve report RUN.")
-    if played := [folder for run in options.runs for folder in _trajectories(run)]:
+    played = [_trajectories(run) for run in options.runs]
+    if any(played):
         print(_write_trajectories(options, played))
         return
     if len(options.runs) == 1 and _is_replication(options.runs[0]):
@@ -55,19 +55,20 @@ def _trajectories(path: str) -> list[epath.Path]:
     if _config(folder) is None:
         chunks = [folder, *sorted(folder.glob("*"))]  # a round's are in chunks
         return [each for each in chunks if (each / trajectory.TRAJECTORIES).exists()]
-    return ui_genie.last_tests(folder) if _is_ui_genie(folder) else []
+    return gui_run.last_tests(folder) if _is_ui_genie(folder) else []
 
 
-def _write_trajectories(options: Report, played: Sequence[epath.Path]) -> epath.Path:
-    if strays := [run for run in options.runs if not _trajectories(run)]:
-        raise UserError(
-            f"{strays[0]} holds no trajectories, and {options.runs[0]} does. Fix: one kind at a time."
-        )
+def _write_trajectories(options: Report, played: Sequence[Sequence[epath.Path]]) -> epath.Path:
+    """played: of each of options.runs."""
+    if not all(played):
+        none, some = (options.runs[[*map(bool, played)].index(has)] for has in (False, True))
+        raise UserError(f"{none} holds no trajectories, and {some} does. Fix: one kind at a time.")
+    folders = [folder for each in played for folder in each]
     if options.out is not None and options.out.endswith(".eval"):
-        return inspect_export.export(played, options.out)
+        return inspect_export.export(folders, options.out)
     if len(options.runs) == 1 and _is_ui_genie(epath.Path(options.runs[0])):
-        return ui_genie.write_page(options.runs[0], options.out)
-    return write_trajectories_page(played, options.out or ".")
+        return gui_run.write_page(options.runs[0], options.out)
+    return write_trajectories_page(folders, options.out or ".")
 
 
 def _write_docs(run: str, out: str) -> epath.Path:

@@ -60,18 +60,16 @@ Row = tuple[tuple[int, ...], list[tuple[int, ...]]]
 class RewardTraining:
     """The paper's settings. batch: views in an optimiser step, each with all its judged actions (the
     paper's 160 rows have one each); the loss is the mean over the judged actions of the step. epochs:
-    how often each view is seen in a round's training, first_epochs: in the one before the first
-    round. accumulate: pieces that a step's gradient is summed from."""
+    how often each view is seen. accumulate: pieces that a step's gradient is summed from."""
 
     batch: int = 160
-    first_epochs: int = 1
     epochs: int = 1
     accumulate: int = 1
     train_vision: bool = False
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
 
     def __post_init__(self) -> None:
-        for name in ("batch", "first_epochs", "epochs", "accumulate"):
+        for name in ("batch", "epochs", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"reward.{name}={getattr(self, name)} must be at least 1.")
 

@@ -158,18 +158,11 @@ def learn_agent(
 
 
 def learn_reward(
-    rm: Policy,
-    rows: Sequence[Judged],
-    setting: Setting,
-    seed: int,
-    folder: epath.Path,
-    first: bool = False,
+    rm: Policy, rows: Sequence[Judged], setting: Setting, seed: int, folder: epath.Path
 ) -> Policy:
     """Reward-model training on judged rows, each once and both answers as often; rows of one view are
     judged side by side."""
     config, style, mesh = setting.recipe.reward, setting.recipe.style, setting.mesh
-    if first:
-        config = replace(config, epochs=config.first_epochs)
     groups = _by_view(reward_data.balanced(reward_data.distinct(rows), seed))
     steps = reward_model.training_steps(len(groups), config)
     images = setting.recipe.exploration.earlier

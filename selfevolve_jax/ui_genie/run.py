@@ -21,7 +21,7 @@ from etils import epath
 from selfevolve_jax import checkpoint, run_dir, sharding, starting_point
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.experiment import say
-from selfevolve_jax.report.trajectories import write_trajectories_page
+from selfevolve_jax.report import gui_run
 from selfevolve_jax.ui_genie import demos, evaluation, rounds, tiny, trajectory
 from selfevolve_jax.ui_genie.miniwob import miniwob_fleet
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
@@ -75,7 +75,7 @@ def run(
             summary["seconds"] = spent + time.monotonic() - began
             run_dir.write_summary(folder, summary)
         say(_counted(fleet.counts))
-    page = write_page(folder)
+    page = gui_run.write_page(folder)
     say(headline(summary))
     say(f"{summary['seconds']:.0f} s. Report: {page}")
     return summary
@@ -110,7 +110,7 @@ def _round_0(
     held_out = evaluation.hold_out(untrained, of_held_out, setting, setting.folder / "hold_out")
     rows = rounds.kept_rows(None, shown, untrained, setting, recipe.seed * 1000, place)
     reward = rounds.learn_reward(
-        untrained.reward, rows, setting, recipe.seed * 1000, place / "reward", first=True
+        untrained.reward, rows, setting, recipe.seed * 1000, place / "reward"
     )
     models = Models(agent, reward)
     figures = evaluation.evaluate(models, held_out, setting, place, True)
@@ -160,42 +160,6 @@ def _told(figures: dict[str, Any]) -> str:
 
 def _counted(counts: dict[str, int]) -> str:
     return "screens: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items()))
-
-
-def write_page(folder: epath.PathLike, out: epath.PathLike | None = None) -> epath.Path:
-    """Writes the page of a run (report.html in its folder, or `out`, an .html file or a folder for it)
-    and returns its path: the figures by round, and the last round's episodes on held-out seeds.
-    UserError for a run none of whose arms has ended."""
-    folder = run_dir.absolute(folder)
-    figures = [
-        {"arm": arm, "round": number, **each}
-        for arm, told in _summary(folder)["arms"].items()
-        for number, each in enumerate(told["rounds"])
-    ]
-    return write_trajectories_page(
-        last_tests(folder), folder / run_dir.REPORT if out is None else out, figures
-    )
-
-
-def last_tests(folder: epath.PathLike) -> list[epath.Path]:
-    """The folders of trajectories of the last round's test, arm by arm. UserError as `write_page`."""
-    folder = run_dir.absolute(folder)
-    return [
-        place
-        for arm, told in _summary(folder)["arms"].items()
-        for place in sorted(
-            (folder / "arms" / arm / f"round-{len(told['rounds']) - 1}" / "test").iterdir()
-        )
-    ]
-
-
-def _summary(folder: epath.Path) -> dict[str, Any]:
-    if not (folder / run_dir.SUMMARY).exists():
-        raise UserError(
-            f"no arm of {folder} has ended yet. Fix: go on with it (--resume), or pass a folder of "
-            "trajectories in it."
-        )
-    return run_dir.read_summary(folder)
 
 
 def headline(summary: dict[str, Any]) -> str:

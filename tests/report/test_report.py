@@ -342,7 +342,7 @@ def test_two_writes_are_byte_identical_even_across_processes(tmp_path):
 
 
 def test_the_report_does_not_import_jax():
-    code = "import sys, selfevolve_jax.report as r; print(*[m in sys.modules for m in M])"
+    code = "import sys, launch.report, selfevolve_jax.report; print(*[m in sys.modules for m in M])"
     code = code.replace("M]", "('jax', 'matplotlib')]")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split() == ["False", "False"]

@@ -4,7 +4,6 @@ The round ends, or the run goes on later, with nothing lost."""
 import errno
 import json
 import os
-import shutil
 import signal
 import threading
 import time
@@ -16,6 +15,7 @@ from selfevolve_jax.errors import DiskError
 from selfevolve_jax.ui_genie import miniwob, run
 from selfevolve_jax.ui_genie.recipe import MiniWoBConfig
 from tests.ui_genie import pages
+from tests.ui_genie.test_miniwob import in_browser
 from tests.ui_genie.test_rounds import RECIPE, bytes_of, ran
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -47,13 +47,6 @@ def test_a_disk_that_fills_up_ends_the_run_and_it_goes_on_later(
             ran(folder, pages.Pages(), ONE_ROUND)
     ran(folder, pages.Pages(), ONE_ROUND, resume=True)
     assert bytes_of(folder) == undisturbed
-
-
-def in_browser(test):
-    missing = not any(map(shutil.which, miniwob.PROGRAMS))
-    return pytest.mark.browser(
-        pytest.mark.skipif(missing, reason="apt-get install chromium-headless-shell")(test)
-    )
 
 
 def in_chromium(folder, monkeypatch, timeout_s=30.0, watch=lambda fleet: None):

@@ -227,7 +227,7 @@ def test_the_report_of_a_run_and_of_folders_in_it(finished, tmp_path, monkeypatc
     report(explored, explored.parent / "test")
     ids = {one.id for chunk in explored.iterdir() for one in trajectory.read(chunk)}
     page = (tmp_path / "trajectories.html").read_text()
-    assert ids and all(f"<code>{one}</code>" in page or one in page for one in ids)
+    assert ids and all(one in page for one in ids)
     assert capsys.readouterr().out.split() == [str(tmp_path / "again.html"), "trajectories.html"]
 
 
