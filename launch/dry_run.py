@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 
 from models import decoder
+from models.config import ModelConfig
 from models.params import count
 from selfevolve_jax import run_dir, sharding, trainer
 from selfevolve_jax.mm_upt.recipe import MMUPTRecipe
@@ -17,18 +19,14 @@ from selfevolve_jax.srt import levels
 from selfevolve_jax.srt.recipe import SRTRecipe
 from selfevolve_jax.starting_point import CheckpointConfig
 from selfevolve_jax.trainable import split, trainable_mask
+from selfevolve_jax.ui_genie.recipe import UIGenieRecipe
 
 
 def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
     """The resolved config as JSON, then the figures. Raises what the run itself would refuse."""
     mesh = sharding.make_mesh(recipe.mesh)
     trainer.check_batch(recipe.trainer, mesh)
-    if not isinstance(recipe.policy, CheckpointConfig):  # made on the spot
-        model = recipe.policy.model
-    else:
-        model = source.read_model(recipe.policy.path)
-        chosen = {f: getattr(recipe.policy, f) for f in ("dtype", "param_dtype", "remat")}
-        model = replace(model, **{f: value for f, value in chosen.items() if value})
+    model = _model(recipe.policy)
     if recipe.trainer.lora.rank and not model.lora.rank:
         model = replace(model, lora=recipe.trainer.lora)
     specs = decoder.abstract_params(model)
@@ -58,6 +56,33 @@ def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
             if isinstance(recipe, levels.LevelsRecipe)
             else f"arms         {', '.join(recipe.arms)}",
         )
+    )
+
+
+def describe_ui_genie(recipe: UIGenieRecipe) -> str:
+    """The same of UI-Genie, which trains two models of one size in turn."""
+    mesh, model = sharding.make_mesh(recipe.mesh), _model(recipe.policy)
+    specs = decoder.abstract_params(model)
+    sharding.tree_shardings(specs, mesh)
+    return "\n".join(
+        (
+            json.dumps(run_dir.jsonable(recipe), indent=2),
+            f"mesh         {dict(mesh.shape)} over {mesh.size} device(s)",
+            f"parameters   {count(specs):,} of the agent, and as many of the reward model",
+            f"episodes     {len(recipe.tasks) * recipe.starts:,} starts a round, "
+            f"{len(recipe.tasks) * recipe.held_out:,} held out",
+            f"arms         {', '.join(recipe.arms)}",
+        )
+    )
+
+
+def _model(policy: Any) -> ModelConfig:
+    """Of a policy that exists, or of one that is made on the spot."""
+    if not isinstance(policy, CheckpointConfig):
+        return policy.model
+    chosen = {f: getattr(policy, f) for f in ("dtype", "param_dtype", "remat")}
+    return replace(
+        source.read_model(policy.path), **{f: value for f, value in chosen.items() if value}
     )
 
 

@@ -8,12 +8,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from launch.dry_run import describe
 from selfevolve_jax.errors import UserError
 
 
-def start(options: Any, name: str, system: str, go: Callable[..., Any]) -> None:
-    """Runs go(recipe, folder, resume=, tracker=), or shows what would run.
+def start(
+    options: Any,
+    name: str,
+    system: str,
+    go: Callable[..., Any],
+    describe: Callable[[Any], str],
+) -> None:
+    """Runs go(recipe, folder, resume=, tracker=), or shows what would run, as describe(recipe) tells it.
 
     options: has recipe, run_dir, resume, dry_run and tracker. name: the recipe as it was typed, which
     with the system's name makes the default run directory."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from launch.dry_run import describe
 from launch.experiment import start
 from selfevolve_jax.mm_upt.recipe import MMUPTRecipe
 from selfevolve_jax.mm_upt.run import run
@@ -30,4 +31,4 @@ class Run:
 
 def mm_upt(options: Run, name: str) -> None:
     """`name` is the recipe as it was typed; it names the default run directory."""
-    start(options, name, "mm-upt", run)
+    start(options, name, "mm-upt", run, describe)

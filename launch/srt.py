@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from launch.dry_run import describe
 from launch.experiment import start
 from selfevolve_jax.srt.levels import LevelsRecipe, run_levels
 from selfevolve_jax.srt.recipe import SRTRecipe
@@ -34,4 +35,4 @@ class Run:
 
 def srt(options: Run, name: str) -> None:
     """`name` is the recipe as it was typed; it names the default run directory."""
-    start(options, name, "srt", RUNNERS[type(options.recipe)])
+    start(options, name, "srt", RUNNERS[type(options.recipe)], describe)

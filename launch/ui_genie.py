@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from launch.dry_run import describe_ui_genie
 from launch.experiment import start
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe
 from selfevolve_jax.ui_genie.run import run
@@ -29,4 +30,4 @@ class Run:
 
 def ui_genie(options: Run, name: str) -> None:
     """`name` is the recipe as it was typed; it names the default run directory."""
-    start(options, name, "ui-genie", run)
+    start(options, name, "ui-genie", run, describe_ui_genie)

@@ -247,6 +247,15 @@ def test_a_dry_run_touches_nothing(finished, place, capsys):
     assert config == run_dir.read_config(finished)["config"]
 
 
+def test_a_dry_run_of_ui_genie_tells_both_models(place, capsys):
+    main(["ui-genie", "quickstart", "--starts", "3", "--dry-run"])
+    out = capsys.readouterr().out
+    config = json.loads(out[: out.index("\n}") + 2])
+    assert config["starts"] == 3 and len(config["tasks"]) == 14
+    assert "42 starts a round, 84 held out" in out  # 14 tasks of 3 and of 6
+    assert tree(place) == []
+
+
 def test_a_dry_run_refuses_what_the_run_would(finished, place, capsys):
     assert "multiple of 3" in refused(
         capsys, *QUICKSTART, "--dry-run", "--trainer.grpo.accumulate", "3"
