@@ -22,6 +22,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve srt RECIPE [--option value ...]   train on the model's own majority vote
   selfevolve mm-upt RECIPE [--option value ..] the same for a vision-language model
   selfevolve ui-genie RECIPE [--option value ..] a GUI agent and its reward model raise each other
+  selfevolve dgm RECIPE [--option value ...]   a coding agent rewrites its own code
   selfevolve agent-sft CHECKPOINT DATA --out D a GUI agent learns from demonstrations
   selfevolve android-control CHECKPOINT        a GUI agent's step accuracy on AndroidControl
   selfevolve evaluate CHECKPOINT               avg@k, maj@k, pass@k and greedy against gold
@@ -36,6 +37,7 @@ Each command explains itself: selfevolve COMMAND --help. A RECIPE is a name, or 
 SRT's recipes: {srt}
 MM-UPT's recipes: {mm_upt}
 UI-Genie's recipes: {ui_genie}
+DGM's recipes: {dgm}
 """
 
 
@@ -46,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "srt": _srt,
         "mm-upt": _mm_upt,
         "ui-genie": _ui_genie,
+        "dgm": _dgm,
         "agent-sft": _agent_sft,
         "android-control": _android_control,
         "evaluate": _evaluate,
@@ -58,9 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     try:
         if not arguments or arguments[0] in ("-h", "--help", "help"):
-            names = {
-                s: _listed(_recipe_names(f"configs.{s}")) for s in ("srt", "mm_upt", "ui_genie")
-            }
+            systems = ("srt", "mm_upt", "ui_genie", "dgm")
+            names = {s: _listed(_recipe_names(f"configs.{s}")) for s in systems}
             print(USAGE.format(**names), end="")
         elif arguments[0] not in commands:
             raise UserError(
@@ -158,6 +160,14 @@ def _ui_genie(arguments: list[str]) -> None:
 
         recipe = load_recipe(name, "configs.ui_genie")
         ui_genie(parse(Run, arguments[1:], f"ui-genie {name}", Run(recipe)), name)
+
+
+def _dgm(arguments: list[str]) -> None:
+    if name := _recipe_typed(arguments, "dgm", "configs.dgm"):
+        from launch.dgm import Run, dgm
+
+        recipe = load_recipe(name, "configs.dgm")
+        dgm(parse(Run, arguments[1:], f"dgm {name}", Run(recipe)), name)
 
 
 def _agent_sft(arguments: list[str]) -> None:

@@ -18,7 +18,7 @@ def start(
     go: Callable[..., Any],
     describe: Callable[[Any], str],
 ) -> None:
-    """Runs go(recipe, folder, resume=, tracker=), or shows what would run, as describe(recipe) tells it.
+    """Runs go(recipe, folder, resume=, tracker=), or prints describe(recipe).
 
     options: has recipe, run_dir, resume, dry_run and tracker. name: the recipe as it was typed, which
     with the system's name makes the default run directory."""

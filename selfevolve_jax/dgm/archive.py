@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selfevolve_jax.dgm.contract import Split, Usage
+from selfevolve_jax.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -57,37 +58,65 @@ class Node:
 
 
 def fold(events: Iterable[Mapping[str, Any]]) -> dict[int, Node]:
-    """Agents by id, in the order of their ids. An evaluation that is there twice (it cannot be, but a
-    log may have been put together by hand) counts once."""
+    """Agents by id. UserError where an event is about an agent that no event before it brought."""
     nodes: dict[int, Node] = {}
-    seen: set[tuple[int, str, int]] = set()
     for event in events:
-        if event["event"] == "child" and event["agent"] not in nodes:
-            nodes[event["agent"]] = Node(
-                id=event["agent"],
-                parent=event["parent"],
-                generation=event["generation"],
-                tree=event["tree"],
-                reason=event["reason"],
-                entry=event["entry"],
-                diagnosis=event["diagnosis"],
-                flags=tuple(event["flags"]),
-                usage=Usage(**event["usage"]),
-                seconds=event["seconds"],
-                files=event["files"],
-                time=event["time"],
-            )
-        elif event["event"] == "evaluated":
-            key = (event["agent"], event["task"], event["seed"])
-            if key not in seen:
-                seen.add(key)
-                nodes[event["agent"]].evaluations.append(_evaluation(event))
-    for node in nodes.values():
+        add(nodes, event)
+    return nodes
+
+
+def add(nodes: dict[int, Node], event: Mapping[str, Any]) -> None:
+    """One more event. What is said twice (it cannot be, but a log may have been put together by hand)
+    counts once."""
+    if event["event"] == "child" and event["agent"] not in nodes:
+        node = _node(event)
         if node.parent is not None and node.tree is not None:
-            nodes[node.parent].children += 1
-    return dict(sorted(nodes.items()))
+            _known(nodes, node.parent).children += 1
+        nodes[node.id] = node
+    elif event["event"] == "evaluated":
+        known = _known(nodes, event["agent"]).evaluations
+        if not any((e.task, e.seed) == (event["task"], event["seed"]) for e in known):
+            known.append(_evaluation(event))
+
+
+def _known(nodes: Mapping[int, Node], agent: int) -> Node:
+    if agent not in nodes:
+        raise UserError(
+            f"the event log tells of agent {agent} before it was made. Fix: restore it."
+        )
+    return nodes[agent]
+
+
+def _node(event: Mapping[str, Any]) -> Node:
+    same = (
+        "parent",
+        "generation",
+        "tree",
+        "reason",
+        "entry",
+        "diagnosis",
+        "seconds",
+        "files",
+        "time",
+    )
+    return Node(
+        id=event["agent"],
+        flags=tuple(event["flags"]),
+        usage=Usage(**event["usage"]),
+        **{name: event[name] for name in same},
+    )
 
 
 def _evaluation(event: Mapping[str, Any]) -> Evaluation:
     names = Evaluation.__dataclass_fields__
     return Evaluation(**{n: event[n] for n in names if n != "usage"}, usage=Usage(**event["usage"]))
+
+
+def seconds(events: Iterable[Mapping[str, Any]]) -> float:
+    """Wall time that a log tells of: of each life, from its "run" event to its last one."""
+    total, last = 0.0, 0.0
+    for event in events:
+        if event["event"] != "run":
+            total += event["time"] - last
+        last = event["time"]
+    return total

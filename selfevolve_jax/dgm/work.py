@@ -1,0 +1,111 @@
+"""Jobs of a DGM run, many at once, each durable when it ends.
+
+What is to be done is asked of a pure function of the archive, never kept: a job that was in flight when
+the run died is simply asked for again, and one whose event is in the log never is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+from selfevolve_jax.dgm.contract import BudgetSpent, Unavailable
+from selfevolve_jax.dgm.sandbox.job import SandboxError
+
+LEASES = 3  # how often a job whose endpoint or sandbox fails is tried before the run stops
+TURN_S = 1.0  # how soon a stop is seen while all workers are busy
+
+
+class Stopped(Exception):
+    """The run ends here and may be resumed: a budget is spent, or it was told to."""
+
+
+@dataclass(frozen=True)
+class Expand:
+    """Make a child."""
+
+    agent: int
+    parent: int
+    generation: int
+    slot: int
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """One attempt at one task."""
+
+    agent: int
+    task: str
+    seed: int
+
+
+Job = Expand | Evaluate
+# (jobs in flight) -> the next one, or None while there is none
+Next = Callable[[Collection[Job]], Job | None]
+
+
+def run_all(
+    next_job: Next,
+    start: Callable[[Executor, Job], Future[Any]],
+    record: Callable[[Job, Any], None],
+    failed: Callable[[Job, str], None],
+    stop: Callable[[], str],
+    workers: int,
+    ahead: int,
+) -> None:
+    """Returns when no job is left and none is in flight.
+
+    next_job: what to do next. start: hands a job to the executor. record: makes a job's result
+    durable; called from this thread alone. failed: tells of a lease that counted for nothing. stop: the
+    reason to stop now, "" if there is none. ahead: jobs handed out beyond the workers, so that none
+    waits for this thread.
+
+    Raises Stopped where a budget is spent, `stop` says so or a job failed LEASES times; what was in
+    flight then is finished and recorded first.
+    """
+    flying: dict[Future[Any], Job] = {}
+    leases: Counter[Job] = Counter()
+    reason = ""
+    with _threads(workers) as pool:
+        while True:
+            reason = reason or stop()
+            while not reason and len(flying) < workers + ahead:
+                job = next_job(flying.values())
+                if job is None:
+                    break
+                flying[start(pool, job)] = job
+            if reason:  # what has not begun does not begin
+                flying = {future: job for future, job in flying.items() if not future.cancel()}
+            if not flying:
+                break
+            done, _ = wait(flying, TURN_S, FIRST_COMPLETED)
+            for future in done:
+                job = flying.pop(future)
+                try:
+                    record(job, future.result())
+                except BudgetSpent as spent:
+                    reason = reason or str(spent)
+                except (Unavailable, SandboxError) as error:
+                    leases[job] += 1
+                    failed(job, str(error))
+                    if leases[job] == LEASES:
+                        reason = reason or f"{LEASES} times in a row: {error}"
+    if reason:
+        raise Stopped(reason)
+
+
+@contextlib.contextmanager
+def _threads(workers: int) -> Iterator[Executor]:
+    """Threads that outlive each job: a sandbox dies with the thread that started it. An error, or
+    Ctrl-C, does not wait for what is in flight; closing the sandbox ends that."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="dgm")
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
