@@ -11,10 +11,12 @@ import itertools
 import math
 import random
 import statistics
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from selfevolve_jax.dgm.archive import Node
 from selfevolve_jax.errors import UserError
 
 Way = Literal["dgm", "dgm_scaled", "score", "random", "best", "last", "hgm"]
@@ -66,6 +68,27 @@ class SelectionConfig:
             raise UserError(f"growth={self.growth} must be above 0 and at most 1.")
         if not 0 < self.quantile < 1:
             raise UserError(f"quantile={self.quantile} must lie between 0 and 1, such as 0.01.")
+
+
+def scored(archived: Sequence[Node], scores: Mapping[int, float]) -> list[Scored]:
+    """The archive as selection sees it. scores: by id, of those that have one; whom nobody has
+    evaluated yet (HGM) counts as 0. Children are counted among the archived alone; Node.children counts
+    all that have a tree."""
+    families = Counter(node.parent for node in archived)
+    told = []
+    for node in archived:
+        tried = node.on("train")
+        told.append(
+            Scored(
+                id=node.id,
+                parent=node.parent,
+                score=scores.get(node.id, 0.0),
+                children=families[node.id],
+                solved=sum(e.solved for e in tried),
+                attempted=len(tried),
+            )
+        )
+    return told
 
 
 def parents(

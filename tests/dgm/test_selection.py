@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from selfevolve_jax.dgm import archive
 from selfevolve_jax.dgm.selection import (
     Scored,
     SelectionConfig,
@@ -18,6 +19,7 @@ from selfevolve_jax.dgm.selection import (
     next_hgm,
     parents,
     probabilities,
+    scored,
 )
 from selfevolve_jax.errors import UserError
 
@@ -175,6 +177,39 @@ def test_bad_options_are_named():
         probabilities([agent(1), agent(1)], SelectionConfig())
     with pytest.raises(ValueError):
         probabilities(THREE, SelectionConfig(way="hgm"))
+
+
+def test_what_selection_sees_of_an_archive():
+    """1 and 2 are children of 0; 3, a child of 1, is not archived. Held-out tasks are not seen."""
+
+    def child(id, parent):
+        usage = {"calls": 0, "tokens_in": 0, "tokens_out": 0, "dollars": 0.0}
+        fields = dict(agent=id, parent=parent, generation=0, tree="abc", usage=usage, flags=[])
+        texts = dict.fromkeys(("reason", "entry", "diagnosis", "files"), "")
+        return {"event": "child", **fields, **texts, "seconds": 0.0, "time": 0.0}
+
+    def tried(id, task, solved, split="train"):
+        usage = {"calls": 0, "tokens_in": 0, "tokens_out": 0, "dollars": 0.0}
+        fields = dict(
+            agent=id, task=task, seed=0, split=split, solved=solved, partial=0.0, empty=False
+        )
+        rest = dict(group="", reason="", tests={}, usage=usage, cpu_s=0.0, wall_s=0.0, files="")
+        return {"event": "evaluated", **fields, **rest}
+
+    nodes = archive.fold(
+        [
+            *(child(id, parent) for id, parent in ((0, None), (1, 0), (2, 0), (3, 1))),
+            tried(1, "a", True),
+            tried(1, "b", False),
+            tried(1, "c", True, "held_out"),
+        ]
+    )
+    assert nodes[1].children == 1
+    assert scored([nodes[0], nodes[1], nodes[2]], {0: 0.3, 1: 0.5}) == [
+        agent(0, 0.3, children=2),
+        agent(1, 0.5, parent=0, solved=1, attempted=2),
+        agent(2, 0.0, parent=0),
+    ]
 
 
 # HGM
