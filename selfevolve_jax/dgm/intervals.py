@@ -42,10 +42,7 @@ def rate(evaluations: Iterable[Evaluation], by: By = "solved", *, level: float =
     values, groups = _by_task(evaluations, by)
     if not values:
         raise ValueError("no evaluation to take a rate from")
-    effect, z = _clustering(list(values.values()), [groups[t] for t in values], level)
-    mean, n = fmean(values.values()), len(values)
-    low, high = _wilson(mean * n / effect, n / effect, z)
-    return Interval(mean, low, high, n)
+    return _rate(list(values.values()), [groups[task] for task in values], level)
 
 
 def difference(
@@ -55,26 +52,35 @@ def difference(
     *,
     level: float = 0.95,
 ) -> Interval:
-    """second − first on the tasks that both attempted, paired by task: the interval of Agresti & Min
-    (2005), which adds half a task to each cell of the table of (solved by first, by second), widened
-    for groups as in `rate`. `mean` is the difference as it is, and lies inside. ValueError where they
-    share no task."""
+    """second − first on the tasks that both attempted, paired by task: the share gained less the share
+    lost. Each has its interval as in `rate`; they are put together by their own distances (Zou & Donner
+    2008), with the correlation of two shares of the same tasks. ValueError where they share no task."""
     before, groups = _by_task(first, by)
     after, _ = _by_task(second, by)
     shared = [task for task in before if task in after]
     if not shared:
         raise ValueError("the two agents share no task")
     changes = [after[task] - before[task] for task in shared]
-    effect, z = _clustering(changes, [groups[task] for task in shared], level)
-    # the four half tasks: changes of -1, 0, 0 and 1
-    n = len(changes) + 2
-    middle = math.fsum(changes) / n
-    spread = (math.fsum(c * c for c in changes) + 1) / n - middle**2
-    reach = z * math.sqrt(effect * spread / n)
-    mean = fmean(changes)
-    return Interval(
-        mean, max(-1.0, min(mean, middle - reach)), min(1.0, max(mean, middle + reach)), len(shared)
-    )
+    named = [groups[task] for task in shared]
+    gained = _rate([max(0.0, change) for change in changes], named, level)
+    lost = _rate([max(0.0, -change) for change in changes], named, level)
+    both = gained.mean * lost.mean
+    opposed = math.sqrt(both / ((1 - gained.mean) * (1 - lost.mean))) if both else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(a * a + b * b + 2 * opposed * a * b)
+
+    mean = gained.mean - lost.mean
+    low = mean - reach(gained.mean - gained.low, lost.high - lost.mean)
+    high = mean + reach(gained.high - gained.mean, lost.mean - lost.low)
+    return Interval(mean, max(-1.0, low), min(1.0, high), len(shared))
+
+
+def _rate(values: Sequence[float], groups: Sequence[str], level: float) -> Interval:
+    effect, z = _clustering(values, groups, level)
+    mean, n = fmean(values), len(values)
+    low, high = _wilson(mean * n / effect, n / effect, z)
+    return Interval(mean, low, high, n)
 
 
 def _by_task(

@@ -131,9 +131,10 @@ def score(evaluations: Iterable[Evaluation], by: By = "solved") -> float:
         attempts[e.task].append(e.solved if by == "solved" else e.partial)
     if not attempts:
         raise ValueError("no evaluation to score")
-    # One division: 0.4 is then 0.4, and thresholds mean what they say.
+    # Exact sums, so that the order of evaluations is of no account, and one division: 0.4 is then 0.4,
+    # and thresholds mean what they say.
     common = math.lcm(*(len(values) for values in attempts.values()))
-    total = math.fsum(sum(values) * (common // len(values)) for values in attempts.values())
+    total = math.fsum(math.fsum(v) * (common // len(v)) for v in attempts.values())
     return total / (common * len(attempts))
 
 

@@ -132,13 +132,15 @@ def test_it_covers_the_truth_where_tasks_cluster_and_plain_wilson_does_not():
 
 
 def test_a_difference_by_hand():
-    # Of 20 tasks, 6 are gained and 1 is lost: 5/20. With the half tasks: 5/22 = .22727; spread
-    # (7 + 1)/22 - .22727² = .31198; reach 1.95996 sqrt(.31198/22) = .23340.
+    # Of 20 tasks, 6 are gained and 1 is lost: .3 (Wilson .1455 to .5190) less .05 (.0089 to .2361).
+    # Correlation: sqrt(.3 · .05 / (.7 · .95)) = .15019, twice it .30038.
+    # Low: distances .1545 and .1861: .25 - sqrt(.02387 + .03463 + .30038 · .02875) = .25 - .25911.
+    # High: .2190 and .0411: .25 + sqrt(.04796 + .00169 + .30038 · .00900) = .25 + .2288.
     before = evaluations([[0]] * 6 + [[1]] + [[1]] * 5 + [[0]] * 8)
     after = evaluations([[1]] * 6 + [[0]] + [[1]] * 5 + [[0]] * 8)
     shown = difference(before, after)
     assert shown.mean == 0.25 and shown.tasks == 20
-    assert (shown.low, shown.high) == pytest.approx((-0.00613, 0.46067), abs=1e-4)
+    assert (shown.low, shown.high) == pytest.approx((-0.0091, 0.4788), abs=2e-4)
     back = difference(after, before)
     assert (-back.high, -back.low, -back.mean) == pytest.approx((shown.low, shown.high, shown.mean))
 
@@ -151,10 +153,26 @@ def test_only_shared_tasks_count():
 
 
 def test_agents_that_agree_everywhere_differ_by_zero_with_a_width():
-    # spread 1/12, n 12: 1.95996/12 = .16333
+    # None of 10 gained, none lost: z²/(10 + z²) either way
     shown = difference(singles(4, 10), singles(4, 10))
     assert shown.mean == 0
-    assert (shown.low, shown.high) == pytest.approx((-0.16333, 0.16333), abs=1e-4)
+    assert (shown.low, shown.high) == pytest.approx((-0.27753, 0.27753), abs=1e-5)
+
+
+@given(
+    st.lists(st.tuples(*[st.integers(0, 4)] * 2, st.sampled_from("abcd")), min_size=1, max_size=30)
+)
+def test_a_difference_holds_its_mean_and_turns_round(rows):
+    """Partial credit in quarters."""
+    groups = [g for _, _, g in rows]
+    first = evaluations([[a / 4] for a, _, _ in rows], groups)
+    second = evaluations([[b / 4] for _, b, _ in rows], groups)
+    shown, back = (difference(*pair, "partial") for pair in ((first, second), (second, first)))
+    assert -1 <= shown.low <= shown.mean + 1e-9 and shown.mean - 1e-9 <= shown.high <= 1
+    assert shown.low < shown.high
+    expected = rate(second, "partial").mean - rate(first, "partial").mean
+    assert shown.mean == pytest.approx(expected, abs=1e-9)
+    assert (-back.high, -back.low) == pytest.approx((shown.low, shown.high), abs=1e-9)
 
 
 def test_pairing_pays():
@@ -164,13 +182,19 @@ def test_pairing_pays():
     assert rate(singles(30, 60)).high > rate(singles(36, 60)).low
 
 
-def test_a_difference_covers_the_truth():
+@pytest.mark.parametrize("kept", [1.0, 0.8])
+def test_a_difference_covers_the_truth(kept):
+    """Of 30% solved tasks the second agent keeps a share; of the others it gains a tenth or half, by
+    group: 30% in the mean."""
     rng, hits = random.Random(4), 0
+    truth = 0.3 * (kept - 1) + 0.7 * 0.3
     for _ in range(400):
         before, names = clustered(rng)
-        # Half of the failed tasks of a group are gained with a chance that the group shares.
-        chance = {g: rng.choice([0.0, 0.4]) for g in set(names)}
-        after = [[int(v or rng.random() < chance[g])] for [v], g in zip(before, names, strict=True)]
+        chance = {g: rng.choice([0.1, 0.5]) for g in dict.fromkeys(names)}
+        after = [
+            [int(rng.random() < (kept if v else chance[g]))]
+            for [v], g in zip(before, names, strict=True)
+        ]
         shown = difference(evaluations(before, names), evaluations(after, names))
-        hits += shown.low <= 0.7 * 0.2 <= shown.high
+        hits += shown.low <= truth <= shown.high
     assert hits / 400 >= 0.92

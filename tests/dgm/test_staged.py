@@ -145,6 +145,12 @@ def test_two_fifths_are_exactly_the_threshold(tasks, n):
     assert score(tried([(f"t{i}", r) for i in range(3) for r in range(5)], 6)) == 0.4
 
 
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9), st.randoms(use_true_random=False))
+def test_the_order_of_evaluations_is_of_no_account(values, rng):
+    some = [evaluation(f"t{i % 2}", i, partial=v) for i, v in enumerate(values)]
+    assert score(rng.sample(some, len(some)), "partial") == score(some, "partial")
+
+
 def test_partial_credit_may_open_stages():
     config = StagesConfig(sizes=(10, 50), by="partial")
     mine = tried(PARTS[0], 0, partial=0.5)
