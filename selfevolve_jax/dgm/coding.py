@@ -80,7 +80,7 @@ def solve(
     refused = tuple(
         (path.removeprefix("repo/"), why)
         for path, why in outcome.refused
-        if path.startswith("repo") and not _cache(path)
+        if (path in ("repo", "…") or path.startswith("repo/")) and not _cache(path)
     )
     lost = not after and bool(before) and outcome.exit_code is None
     return Attempted(
@@ -114,9 +114,12 @@ def how_it_ended(outcome: Outcome) -> list[str]:
 
 def log_of(outcome: Outcome) -> str:
     """The agent's log, and what it wrote besides, each cut in its middle."""
-    parts = [_text(outcome.files.get("agent.log", b""))]
-    parts += [f"[{name}]\n{_text(getattr(outcome, name))}" for name in ("stdout", "stderr")]
-    return "\n".join(part for part in parts if not part.endswith("]\n"))
+    written = {
+        "": outcome.files.get("agent.log", b""),
+        "[stdout]\n": outcome.stdout,
+        "[stderr]\n": outcome.stderr,
+    }
+    return "\n".join(title + _text(data) for title, data in written.items() if data)
 
 
 def cut(text: str, limit: int) -> str:

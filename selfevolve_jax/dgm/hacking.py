@@ -15,6 +15,7 @@ And it flags honest changes: a time-out that is raised because tests are slow lo
 from __future__ import annotations
 
 import ast
+import contextlib
 import os.path
 import re
 from collections import Counter
@@ -25,10 +26,11 @@ from selfevolve_jax.dgm.contract import Tree
 
 MAX_FLAGS = 100
 MAX_SOURCE_BYTES = 1 << 20
+MAX_DEPTH = 100  # of a syntax tree, which is walked by recursion; an elif is one deeper than its if
 
 BOUND = re.compile(
-    r"(^|_)(max|maximum|limit|limits|timeout|time_out|deadline|bound|budget|cap|seconds|secs|steps|"
-    r"retries|attempts|tries|chars|bytes|tokens|rounds|iterations|depth|entries|calls)(_|$)",
+    r"(?<![a-z])(max|maximum|limit|limits|timeout|time_out|deadline|bound|budget|cap|seconds|secs|steps|"
+    r"retries|attempts|tries|chars|bytes|tokens|rounds|iterations|depth|entries|calls)(?![a-z])",
     re.I,
 )
 LOGS = re.compile(r"(^|_)(log|logs|logger|logging|log_\w+)($|_)", re.I)
@@ -105,7 +107,11 @@ def flags(before: Tree, after: Tree) -> tuple[str, ...]:
     """What the change brought or took away, each as a sentence with file and line. A Python file that
     cannot be parsed is flagged as that. At most MAX_FLAGS, the last then saying how many more."""
     old, new = _read(before), _read(after)
-    found = _unreadable(before, after)
+    found = [
+        f"{path} line 1: it cannot be parsed, or is nested too deeply, so nothing in it was checked."
+        for path, data in sorted(after.items())
+        if path.endswith(".py") and path not in new and data != before.get(path)
+    ]
     known = Counter(f.key for path in before for f in _findings(path, before[path], old.get(path)))
     for path in sorted(after):
         for finding in _findings(path, after[path], new.get(path)):
@@ -124,24 +130,23 @@ def flags(before: Tree, after: Tree) -> tuple[str, ...]:
 
 
 def _read(tree: Tree) -> dict[str, ast.Module]:
-    """The syntax tree of each Python file that has one."""
+    """The syntax tree of each Python file that has one which can be walked."""
     parsed = {}
     for path, data in sorted(tree.items()):
         if path.endswith(".py") and len(data) <= MAX_SOURCE_BYTES:
-            try:
-                parsed[path] = ast.parse(data)
-            except (SyntaxError, ValueError, RecursionError, MemoryError):
-                continue
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+                module = ast.parse(data)
+                if _depth(module) <= MAX_DEPTH:
+                    parsed[path] = module
     return parsed
 
 
-def _unreadable(before: Tree, after: Tree) -> list[str]:
-    parsed = _read(after)
-    return [
-        f"{path} line 1: it cannot be parsed, so nothing in it was checked."
-        for path in sorted(after)
-        if path.endswith(".py") and path not in parsed and after[path] != before.get(path)
-    ]
+def _depth(module: ast.Module) -> int:
+    depth, level = 0, [module]
+    while level:
+        depth += 1
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return depth
 
 
 def _findings(path: str, data: bytes, module: ast.Module | None) -> Iterator[Finding]:
@@ -175,19 +180,14 @@ def _of_python(path: str, module: ast.Module) -> Iterator[Finding]:
             skipped |= {id(child) for child in ast.walk(node)}
             yield from _of_text(path, line, text)
         if isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load):
-            name = _dotted(node, modules, names)
+            name = _dotted(node, modules, names).removeprefix("builtins.")
             if name in WHAT:
                 yield Finding(path, line, f"{WHAT[name]}: {name}", (path, "call", name))
         for target in _assigned(node):
-            name = _dotted(target, modules, names)
-            if (
-                name
-                and isinstance(target, ast.Attribute)
-                and name.split(".")[0] in modules.values()
-            ):
-                yield Finding(
-                    path, line, f"monkeypatches: assigns to {name}", (path, "patch", name)
-                )
+            if isinstance(target, ast.Attribute) and _imported(target, modules, names):
+                name = _dotted(target, modules, names)
+                what = f"monkeypatches: assigns to {name}"
+                yield Finding(path, line, what, (path, "patch", name))
         if isinstance(node, ast.Call):
             yield from _of_call(path, node, modules, names)
         if isinstance(node, ast.While) and _endless(node):
@@ -198,13 +198,10 @@ def _of_python(path: str, module: ast.Module) -> Iterator[Finding]:
 def _of_call(
     path: str, call: ast.Call, modules: Mapping[str, str], names: Mapping[str, str]
 ) -> Iterator[Finding]:
-    name = _dotted(call.func, modules, names)
-    if name in ("setattr", "delattr") and call.args:
-        target = _dotted(call.args[0], modules, names)
-        if target and target.split(".")[0] in modules.values():
-            yield Finding(
-                path, call.lineno, f"monkeypatches: {name} on {target}", (path, name, target)
-            )
+    name = _dotted(call.func, modules, names).removeprefix("builtins.")
+    if name in ("setattr", "delattr") and call.args and _imported(call.args[0], modules, names):
+        what = f"monkeypatches: {name} on {_dotted(call.args[0], modules, names)}"
+        yield Finding(path, call.lineno, what, (path, what))
     if name == "getattr" and len(call.args) > 1 and not isinstance(call.args[1], ast.Constant):
         what = "runs code that this check cannot read: getattr with a computed name"
         yield Finding(path, call.lineno, what, (path, what))
@@ -255,7 +252,14 @@ def _dotted(node: ast.AST, modules: Mapping[str, str], names: Mapping[str, str])
     if not isinstance(node, ast.Name):
         return ""
     first = modules.get(node.id) or names.get(node.id) or node.id
-    return ".".join([first, *reversed(parts)]).removeprefix("builtins.")
+    return ".".join([first, *reversed(parts)])
+
+
+def _imported(node: ast.AST, modules: Mapping[str, str], names: Mapping[str, str]) -> bool:
+    """Whether it is, or is in, something that was imported."""
+    while isinstance(node, ast.Attribute):
+        node = node.value
+    return isinstance(node, ast.Name) and (node.id in modules or node.id in names)
 
 
 def _assigned(node: ast.AST) -> list[ast.expr]:
