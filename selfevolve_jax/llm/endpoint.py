@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 from urllib.parse import urlsplit
 
 from selfevolve_jax.errors import UserError
@@ -31,22 +31,30 @@ LARGEST_TEXT = 1 << 20  # bytes of an answer's text; the rest is cut off
 _WAIT_AT_MOST_S = 120.0
 _AGAIN = frozenset((408, 409, 425, 429))  # and all from 500
 _SHORTEST_SECRET = 8  # a "key" such as "none", for servers that ask for any, would blot out words
-_PREFLIGHT = {"messages": [{"role": "user", "content": "Answer with OK."}], "max_tokens": 16}
+PLAIN = {"messages": [{"role": "user", "content": "Answer with OK."}], "max_tokens": 16}
 _EXTRAS = {"openai": "dgm", "anthropic": "anthropic"}
 
 
 class Failed(Exception):
-    """A call without an answer. attempts: the tries that it took."""
+    """A call without an answer. attempts: the tries that it took. doubtful: it may be this request that
+    the endpoint cannot take, and not the endpoint that is wrong; one that is plain would tell."""
 
-    attempts = 0
+    def __init__(self, reason: str, doubtful: bool = False) -> None:
+        super().__init__(reason)
+        self.attempts, self.doubtful = 1, doubtful
 
 
 class Down(Failed):
-    """The endpoint gave no answer in all its tries. Says nothing of the request."""
+    """The endpoint gave no answer in all its tries."""
 
 
 class Refused(Failed, UserError):
-    """The endpoint answers, but not this request: a prompt that is too long, an option it lacks."""
+    """The endpoint answers, but not this request: a prompt that is too long, an option it lacks. said:
+    the endpoint's own words, without its address."""
+
+    def __init__(self, reason: str, said: str = "") -> None:
+        super().__init__(reason)
+        self.said = said or reason
 
 
 class Misplaced(Failed, UserError):
@@ -54,11 +62,12 @@ class Misplaced(Failed, UserError):
 
 
 class _Again(Exception):
-    """This try failed in a way that the next may not. wait_s: what the endpoint asks for."""
+    """This try failed in a way that the next may not. wait_s: what the endpoint asks for. doubtful: as
+    Failed."""
 
-    def __init__(self, reason: str, wait_s: float = 0.0) -> None:
+    def __init__(self, reason: str, wait_s: float = 0.0, doubtful: bool = True) -> None:
         super().__init__(reason)
-        self.wait_s = wait_s
+        self.wait_s, self.doubtful = wait_s, doubtful
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,16 @@ class Answer:
         return self.message["content"] or ""
 
 
+class Stop(Protocol):
+    """A threading.Event, or what does as one."""
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float | None = None) -> bool: ...
+
+
 class Endpoint:
-    """May be used from many threads. UserError if the client is not installed, or the key is none."""
+    """May be used from many threads. UserError if the client is not installed, or a key is missing."""
 
     def __init__(self, config: ModelConfig) -> None:
         if not config.model.strip():
@@ -92,7 +109,7 @@ class Endpoint:
         self._key = _secret(config)
         self._sdk = _import(config.api)
         self._client = _client(self._sdk, config, self._key)
-        # Without a key none is sent: neither the client's placeholder, nor another from the environment.
+        # Without a key none is sent: neither the client's placeholder, nor one that it found itself.
         omit = self._sdk.Omit()
         self._headers = {} if self._key else {"Authorization": omit, "X-Api-Key": omit}
 
@@ -101,7 +118,7 @@ class Endpoint:
         request: Mapping[str, Any],
         *,
         attempts: int | None = None,
-        stop: threading.Event | None = None,
+        stop: Stop | None = None,
     ) -> Answer:
         """request: "messages" and other fields of OpenAI's chat completions; the model's name and what
         the config sets are added. stop: once set, there are no further tries. Raises Down, Refused,
@@ -110,7 +127,9 @@ class Endpoint:
 
         body = self._body(request)
         attempts = attempts or self.config.attempts
-        stop = stop or threading.Event()
+        stopped: Any = (
+            stop or threading.Event()
+        )  # tenacity wants an Event, and uses these two of it
         backoff = self.config.backoff_s
         growing = tenacity.wait_exponential_jitter(backoff, _WAIT_AT_MOST_S, 2, backoff / 4)
 
@@ -127,16 +146,16 @@ class Endpoint:
             return self._read(self._post(body), body)
 
         retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_when_event_set(stop),
+            stop=tenacity.stop_after_attempt(attempts) | tenacity.stop_when_event_set(stopped),
             wait=wait,
             retry=tenacity.retry_if_exception_type(_Again),
-            sleep=tenacity.sleep_using_event(stop),
+            sleep=tenacity.sleep_using_event(stopped),
             reraise=True,
         )
         try:
             fields = retrying(once)
         except _Again as error:
-            down = Down(f"{self._named()}: {error}")
+            down = Down(f"{self._named()}: {error}", error.doubtful)
             down.attempts = tries
             raise down from error
         except Failed as error:
@@ -144,21 +163,18 @@ class Endpoint:
             raise
         return Answer(**fields, attempts=tries, seconds=time.monotonic() - start)
 
-    def preflight(self) -> tuple[str, Answer]:
-        """(what to tell the user, the answer) after one short call. UserError says what is wrong."""
-        if self._key is None and self.config.address in ADDRESSES.values():
-            raise UserError(
-                f"the environment variable {self.config.key_variable} (key_env) is not set, and "
-                f"{self.config.address} wants a key. Fix: set it, or give base_url."
-            )
+    def preflight(self) -> Answer:
+        """The answer to one short request. UserError says what is wrong."""
         try:
-            answer = self.ask(_PREFLIGHT, attempts=2)
+            return self.ask(PLAIN, attempts=2)
         except Down as error:
-            raise UserError(
-                f"{error}. Fix: start a server there, or give another base_url."
-            ) from error
-        counted = "counts no tokens (they are estimated)" if answer.estimated else "counts tokens"
-        return f"{self._named()} answers in {answer.seconds:.1f} s and {counted}", answer
+            fix = "Fix: start a server there, or give another base_url."
+            raise Misplaced(f"{error}. {fix}") from error
+
+    def described(self, answer: Answer) -> str:
+        """What the user is told after the preflight."""
+        counted = "counts no tokens: they are estimated" if answer.estimated else "counts tokens"
+        return f"{self._named()} answers in {answer.seconds:.1f} s and {counted}"
 
     def hide(self, data: bytes) -> bytes:
         """`data` without the key."""
@@ -203,7 +219,7 @@ class Endpoint:
                         raise _Again(f"no whole reply within {limit:g} s")
                     if len(data) > LARGEST_REPLY:
                         raise Down(
-                            f"{self._named()}: a reply of more than {LARGEST_REPLY} bytes", 1
+                            f"{self._named()}: a reply of more than {LARGEST_REPLY} bytes", True
                         )
         except sdk.APITimeoutError as error:
             raise _Again(f"no reply within {limit:g} s") from error
@@ -223,7 +239,9 @@ class Endpoint:
         if status == 429 and error.code == "insufficient_quota":
             raise Misplaced(f"{self._named()} refuses: {said}. Fix: add credit to that account.")
         if status in _AGAIN or status >= 500:
-            raise _Again(f"HTTP {status}: {said}", _asked_wait(error.response.headers))
+            raise _Again(
+                f"HTTP {status}: {said}", _asked_wait(error.response.headers), status != 429
+            )
         if status < 400:
             where = error.response.headers.get("location", "elsewhere")
             raise Misplaced(f"{self.config.address} sends on to {where}. Give that as base_url.")
@@ -231,14 +249,15 @@ class Endpoint:
             state = "set" if self._key else "not set"
             raise Misplaced(
                 f"{self._named()} refuses: HTTP {status}: {said}. Fix: the environment variable "
-                f"{self.config.key_variable} (key_env) is {state}; check it, and its account."
+                f"{self.config.key_variable} (key_env) is {state}; check it, and its account.",
+                doubtful=status == 403,  # some say so of a prompt that their filter does not like
             )
         if status in (404, 405):
             raise Misplaced(
                 f"{self._named()}: HTTP {status}: {said}. {self._models()}"
                 "Fix: check model and base_url."
             )
-        raise Refused(f"{self._named()} refuses the request: HTTP {status}: {said}")
+        raise Refused(f"{self._named()} refuses the request: HTTP {status}: {said}", said)
 
     def _said(self, error: Any) -> str:
         body = error.body
@@ -251,10 +270,8 @@ class Endpoint:
     def _models(self) -> str:
         """The names that the endpoint lists, as a sentence; nothing where it lists none."""
         try:
-            names = sorted(
-                str(model.id)
-                for model in self._client.models.list(extra_headers=self._headers).data
-            )
+            listed = self._client.models.list(extra_headers=self._headers).data
+            names = sorted(str(model.id) for model in listed)
         except Exception:  # only a help beside the error that is being told
             return ""
         return f"It has: {_printable(', '.join(names))[:600]}. " if names else ""
@@ -395,6 +412,11 @@ def _secret(config: ModelConfig) -> str | None:
         raise UserError(
             f"the environment variable {config.key_variable} holds characters that no key has. Set it "
             "again."
+        )
+    if not key and config.address in ADDRESSES.values():
+        raise UserError(
+            f"the environment variable {config.key_variable} (key_env) is not set, and "
+            f"{config.address} wants a key. Fix: set it, or give base_url."
         )
     return key or None
 
