@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from selfevolve_jax.dgm.contract import Models, Session, Tree, Unavailable, Usage
 from selfevolve_jax.dgm.first_agent import CACHES, ENTRY_POINT
+from selfevolve_jax.dgm.sandbox import pythons
 from selfevolve_jax.dgm.sandbox.job import WORK, Box, Job, Limits, Outcome, SandboxError
 
 LIMITS = Limits(wall_s=600.0, cpu_s=600.0, memory_mib=1024, processes=128)
@@ -52,8 +53,9 @@ def solve(
     collect: paths in the repository that are copied out; caches (CACHES) never are. A repository whose
     builds are large should name its source files. Raises Unavailable where the endpoint or the sandbox
     failed, BudgetSpent."""
-    command = ("python3", f"agent/{ENTRY_POINT}", "--task", f"{WORK}/task.md", "--repo")
-    seconds = f"{limits.wall_s * AGENTS_SHARE:.0f}"
+    python, pythons_mounts = pythons.python(box)
+    command = (*python, f"agent/{ENTRY_POINT}", "--task", f"{WORK}/task.md", "--repo")
+    seconds = f"{limits.wall_s * AGENTS_SHARE:g}"
     files = {f"agent/{path}": data for path, data in agent.items()}
     files |= {f"repo/{path}": data for path, data in repo.items()}
     with contextlib.ExitStack() as stack:
@@ -63,7 +65,7 @@ def solve(
         job = Job(
             argv=(*command, f"{WORK}/repo", "--log", f"{WORK}/agent.log", "--seconds", seconds),
             files={**files, "task.md": problem.encode()},
-            mounts=mounts or {},
+            mounts={**pythons_mounts, **(mounts or {})},
             env={"PYTHONDONTWRITEBYTECODE": "1"},
             socket=session.socket if session else None,
             limits=limits,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from selfevolve_jax.dgm.coding import cut
 from selfevolve_jax.dgm.contract import Benchmark, Models, Parent, Result, Task, Tree, Usage, draws
 from selfevolve_jax.dgm.first_agent import ENTRY_POINT
+from selfevolve_jax.llm.endpoint import Refused
 
 EMPTY, STOCHASTIC, CONTEXT = "empty patches", "stochasticity", "context length"
 EMPTY_SHARE = 0.10  # of the attempts, from which on EMPTY applies
@@ -21,6 +22,7 @@ CHANCE = 0.25  # of each of the three, where it applies
 TRIES = 3
 
 CODE_CHARS, LOG_CHARS, TASK_CHARS, ANSWER_CHARS = 150_000, 60_000, 20_000, 20_000
+SHRINK = 4  # a question that the endpoint refuses is asked again in so many times fewer characters
 FAILED_TESTS = 100  # named at most
 REPLY_CHARS = 100_000  # an answer longer than this is none
 RAW_CHARS = 20_000  # kept of each answer
@@ -108,11 +110,18 @@ def diagnose(
 ) -> Diagnosed:
     """Asks the diagnosis model, at most TRIES times. private_tests: what the model is shown of a task's
     hidden tests; None, the default, shows nothing. Raises Unavailable, BudgetSpent."""
-    messages = [{"role": "user", "content": prompt(parent, entry, benchmark, private_tests)}]
+    share, follow_up = 1.0, []
     raw, reasons, usage = [], [], Usage()
     for number in range(1, TRIES + 1):
+        question = prompt(parent, entry, benchmark, private_tests, share)
+        messages = [{"role": "user", "content": question}, *follow_up]
         purpose = f"diagnosis of agent {parent.id}, try {number}"
-        text, cost = models.chat("diagnosis", messages, purpose)
+        try:
+            text, cost = models.chat("diagnosis", messages, purpose)
+        except Refused as error:  # most likely the question is too long for the model
+            reasons.append(f"question {number} ({len(question)} characters): {error}")
+            share, follow_up = share / SHRINK, []
+            continue
         text = text.encode("utf-8", "replace").decode()  # JSON can carry halves of characters
         usage += cost
         raw.append(f"[answer {number}]\n{cut(text, RAW_CHARS)}\n")
@@ -121,7 +130,7 @@ def diagnose(
         except ValueError as error:
             reasons.append(f"answer {number}: {error}")
             complaint = f"That cannot be used: {error}. Answer again, with the JSON object alone."
-            messages[1:] = [
+            follow_up = [
                 {"role": "assistant", "content": cut(text, RAW_CHARS) or "(no text)"},
                 {"role": "user", "content": complaint},
             ]
@@ -133,14 +142,15 @@ def parse(text: str) -> Diagnosis:
     fields and no other, each a text that is not blank. ValueError says what is wrong."""
     if len(text) > REPLY_CHARS:
         raise ValueError(f"it has {len(text)} characters; at most {REPLY_CHARS} are read")
-    text = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.S)
+    if text.lstrip().startswith("<think>"):
+        text = text.partition("</think>")[2]
     if not text.strip():
         raise ValueError("it is empty")
-    blocks = re.findall(r"^```(?:json)?[ \t]*\n(.*?)\n```[ \t]*$", text, re.S | re.M)
-    if len(blocks) > 1 and not text.lstrip().startswith("{"):
+    blocks = [] if text.lstrip().startswith("{") else fenced(text)
+    if len(blocks) > 1:
         raise ValueError(f"it has {len(blocks)} fenced blocks; one is expected")
     try:
-        value = json.loads(blocks[0] if blocks and not text.lstrip().startswith("{") else text)
+        value = json.loads(blocks[0] if blocks else text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -157,6 +167,21 @@ def parse(text: str) -> Diagnosis:
         if any("\ud800" <= character <= "\udfff" for character in value[name]):
             raise ValueError(f"{name} holds half of a character (a surrogate)")
     return Diagnosis(**value)
+
+
+def fenced(text: str) -> list[str]:
+    """The blocks between a line ``` or ```json and a line ```."""
+    blocks: list[list[str]] = []
+    inside = False
+    for line in text.splitlines():
+        if not inside and line.strip() in ("```", "```json"):
+            inside = True
+            blocks.append([])
+        elif inside and line.strip() == "```":
+            inside = False
+        elif inside:
+            blocks[-1].append(line)
+    return ["\n".join(block) for block in blocks]
 
 
 WHY = {
@@ -184,9 +209,10 @@ def prompt(
     entry: Entry,
     benchmark: Benchmark,
     private_tests: Callable[[Task], str] | None = None,
+    share: float = 1.0,
 ) -> str:
-    """The whole question. Each part is cut to its own size, so it has at most about 280,000
-    characters and what is hidden."""
+    """The whole question. Each part is cut to its own size, of which share is used: at most about
+    300,000 characters, but for what private_tests gives."""
     task, result = entry.task, entry.result
     empty = sum(r.empty for _, r in parent.attempts)
     why = WHY.get(entry.name, WHY_TASK).format(share=f"{empty} of {len(parent.attempts)}")
@@ -194,10 +220,12 @@ def prompt(
         f"You improve a coding agent. It is a program that solves programming tasks with the help of "
         f"a language model and of tools. {why} The change must help on tasks in general; a change "
         f"that only knows this task is worth nothing.",
-        _part("The agent's code", code(parent.tree)),
-        _part("The task that it was given", cut(benchmark.describe(task), TASK_CHARS)),
-        _part("The log of its attempt", cut(result.log, LOG_CHARS)),
-        _part("Its answer", cut(result.answer, ANSWER_CHARS) or "(none)"),
+        _part("The agent's code", code(parent.tree, round(CODE_CHARS * share))),
+        _part(
+            "The task that it was given", cut(benchmark.describe(task), round(TASK_CHARS * share))
+        ),
+        _part("The log of its attempt", cut(result.log, round(LOG_CHARS * share))),
+        _part("Its answer", cut(result.answer, round(ANSWER_CHARS * share)) or "(none)"),
         _part("How it was graded", verdict(result)),
     ]
     if private_tests is not None:
@@ -210,9 +238,9 @@ def prompt(
     return "\n\n".join(parts)
 
 
-def code(tree: Tree) -> str:
-    """The agent's files, the entry point first, up to CODE_CHARS; what is left out is named."""
-    shown, left_out, room = [], [], CODE_CHARS
+def code(tree: Tree, room: int = CODE_CHARS) -> str:
+    """The agent's files, the entry point first, as far as there is room; what is left out is named."""
+    shown, left_out = [], []
     for path in sorted(tree, key=lambda p: (p != ENTRY_POINT, p.startswith("tests/"), p)):
         text = tree[path].decode("utf-8", "replace")
         if len(text) <= room:

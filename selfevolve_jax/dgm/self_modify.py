@@ -14,6 +14,7 @@ from selfevolve_jax.dgm import coding, diagnosis, hacking
 from selfevolve_jax.dgm.coding import cut
 from selfevolve_jax.dgm.contract import Benchmark, Models, Parent, Proposal, Task, Tree
 from selfevolve_jax.dgm.first_agent import ENTRY_POINT
+from selfevolve_jax.dgm.sandbox import pythons
 from selfevolve_jax.dgm.sandbox.job import Box, Job, Limits
 from selfevolve_jax.errors import UserError
 
@@ -78,8 +79,9 @@ class SelfModification:
         )
         reason = refusal(parent.tree, attempted.repo, attempted.refused, box)
         if reason or attempted.repo is None:
-            ended = f" (the maker's run: {attempted.reason})" if attempted.reason else ""
-            return dataclasses.replace(made, reason=reason + ended)
+            if attempted.reason and not attempted.refused:
+                reason += f" (the maker's run: {attempted.reason})"
+            return dataclasses.replace(made, reason=reason)
         flags = hacking.flags(parent.tree, attempted.repo)
         return dataclasses.replace(made, tree=attempted.repo, reason="", flags=flags)
 
@@ -126,13 +128,14 @@ def does_not_start(child: Tree, box: Box) -> str:
     """Compiles every .py file, and asks the agent for its --help, each in a sandbox without a model."""
     files = {f"agent/{path}": data for path, data in child.items()}
     sources = tuple(sorted(path for path in files if path.endswith(".py")))
+    python, mounts = pythons.python(box)
     checks = {
         "does not compile": ("-m", "py_compile", *sources),
         "does not start": (f"agent/{ENTRY_POINT}", "--help"),
     }
     for what, arguments in checks.items():
         env = {"PYTHONPYCACHEPREFIX": "/tmp/cache"}
-        job = Job(("python3", *arguments), files, env=env, limits=CHECK_LIMITS)
+        job = Job((*python, *arguments), files, mounts, env, limits=CHECK_LIMITS)
         outcome = coding.run(box, job)
         if ended := coding.how_it_ended(outcome):
             said = (outcome.stderr or outcome.stdout).decode("utf-8", "replace").strip()

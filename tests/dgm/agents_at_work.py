@@ -127,7 +127,8 @@ class Played:
     @contextlib.contextmanager
     def session(self, role: str, purpose: str) -> Iterator[Session]:
         with tempfile.TemporaryDirectory() as folder:
-            handler = type("Handler", (_Handler,), {"outer": self.server, "timeout": 60})
+            fields = {"outer": self.server, "disable_nagle_algorithm": False}  # that is TCP's
+            handler = type("Handler", (_Handler,), fields)
             http = _UnixServer(f"{folder}/s", handler)
             thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
             thread.start()

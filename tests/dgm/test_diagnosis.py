@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selfevolve_jax.dgm import diagnosis
-from selfevolve_jax.dgm.contract import Task, Unavailable
+from selfevolve_jax.dgm.contract import Task, Unavailable, Usage
 from selfevolve_jax.dgm.diagnosis import CONTEXT, EMPTY, STOCHASTIC, Entry
 from selfevolve_jax.dgm.first_agent import load_agent
+from selfevolve_jax.llm.endpoint import Refused
 from tests.dgm.agents_at_work import OneTask, Played, diagnosed, failed, parent
 
 SOLVED = failed(solved=True, reason="", tests={})
@@ -159,6 +160,7 @@ BAD = {
     diagnosed(problem_description=" "): "problem_description is not a text, or is blank",
     diagnosed(problem_description="\ud800"): "half of a character",
     "```json\n{}\n```\n```json\n{}\n```": "2 fenced blocks",
+    "```json\n" * 12_000: "it is not JSON",
     "x" * 10_000_000: "it has 10000000 characters",
 }
 
@@ -206,3 +208,30 @@ def test_an_endpoint_that_fails_is_no_failed_diagnosis():
 
     with pytest.raises(Unavailable):
         diagnosis.diagnose(parent({}), entry_of(failed()), OneTask(), Down())
+
+
+def test_a_question_that_the_endpoint_refuses_is_asked_again_shorter():
+    class Small(Played):
+        def chat(self, role, messages, purpose):
+            size = len(messages[0]["content"])
+            self.asked.append((role, size, purpose))
+            if size > 90_000:
+                raise Refused(f"{size} is too long")
+            return diagnosed(), Usage(1)
+
+    tree = {"coding_agent.py": b"entry", **{f"{n}.py": b"x" * 10_000 for n in range(20)}}
+    result, models = failed(log="l" * 100_000), Small()
+    found = diagnosis.diagnose(parent(tree), entry_of(result), OneTask(), models)
+    assert found.diagnosis is not None and found.usage.calls == 1
+    first, second = (size for _, size, _ in models.asked)
+    assert first > 200_000 and second < 80_000
+
+
+def test_a_question_that_is_always_refused_is_no_diagnosis():
+    class Tiny(Played):
+        def chat(self, role, messages, purpose):
+            raise Refused("your prompt is too long")
+
+    found = diagnosis.diagnose(parent({}), entry_of(failed()), OneTask(), Tiny())
+    assert found.diagnosis is None and found.raw == ""
+    assert found.reason.count("your prompt is too long") == 3

@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass
 
 SOCKET = "/run/model.sock"
-CALL_SECONDS = 600.0
 MAX_ANSWER_BYTES = 4 << 20
 MAX_CALLS = 16  # tool calls of one answer; those beyond are dropped
 
@@ -49,7 +48,7 @@ class Answer:
 def chat(messages: list[dict], tools: list[dict], seconds: float, path: str = SOCKET) -> Answer:
     """One answer, within so many seconds. tools: as from tool_info(). A server that refuses tools is
     asked again without them: the prompt says how to write a call as text."""
-    deadline = time.monotonic() + min(seconds, CALL_SECONDS)
+    deadline = time.monotonic() + seconds
     functions = [{"type": "function", "function": tool} for tool in tools]
     status, body = _post({"messages": messages, "tools": functions}, deadline, path)
     if status >= 400 and re.search(r"\btools?\b|tool_choice|tool choice", body, re.I):
@@ -61,7 +60,7 @@ def chat(messages: list[dict], tools: list[dict], seconds: float, path: str = SO
     try:
         message = json.loads(body)["choices"][0]["message"]
         return parse(message)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"not an answer of the chat protocol ({error}): {body[:500]}") from error
 
 
@@ -89,25 +88,35 @@ def parse(message: dict) -> Answer:
 
 
 def calls_in_text(text: str) -> list[Call]:
-    """Calls written as ```tool {"name": …, "arguments": {…}} ``` or <tool_call>{…}</tool_call>."""
+    """Calls written as a fenced block, ```tool {"name": …, "arguments": {…}} ```, or between
+    <tool_call> and </tool_call>. A ```json block that is no call is none; the others are told what is
+    wrong."""
     calls = []
-    fence = r"^```(?:tool|tool_call|json)[ \t]*\n(.*?)\n```[ \t]*$|<tool_call>(.*?)</tool_call>"
-    for match in re.finditer(fence, text, re.S | re.M):
-        block = match[1] or match[2] or ""
-        try:
-            value = json.loads(block)
-        except ValueError as error:
-            if match[0].startswith("```json"):
-                continue  # an example, say, and no call
-            calls.append(Call(None, "unknown", {}, f"Error: the call is not JSON: {error}"))
-            continue
-        if isinstance(value, dict) and isinstance(value.get("name"), str) and "arguments" in value:
-            arguments, error = _arguments(value["arguments"])
-            calls.append(Call(None, value["name"], arguments, error))
-        elif not match[0].startswith("```json"):
-            error = 'Error: the call is not {"name": "…", "arguments": {…}}.'
-            calls.append(Call(None, "unknown", {}, error))
+    kind, block = "", ""
+    for line in text.splitlines():
+        mark = line.strip()
+        if not kind and mark in ("```tool", "```tool_call", "```json"):
+            kind, block = mark, ""
+        elif kind and mark == "```":
+            call = _call(block)
+            if kind != "```json" or not call.error:
+                calls.append(call)
+            kind = ""
+        elif kind:
+            block += line + "\n"
+    for piece in text.split("<tool_call>")[1:]:
+        calls.append(_call(piece.partition("</tool_call>")[0]))
     return calls[:MAX_CALLS]
+
+
+def _call(block: str) -> Call:
+    try:
+        value = json.loads(block)
+        name, arguments = value["name"], value["arguments"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        problem = f'Error: the call is not {{"name": "…", "arguments": {{…}}}}: {error!r}'
+        return Call(None, "unknown", {}, problem)
+    return Call(None, str(name), *_arguments(arguments))
 
 
 def output_message(call: Call, output: str) -> dict:
@@ -121,7 +130,7 @@ def _arguments(value: object) -> tuple[dict, str]:
     """(arguments, why they cannot be used)."""
     try:
         value = json.loads(value or "{}") if isinstance(value, str | None) else value
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return {}, f"Error: the arguments are not JSON: {error}"
     if not isinstance(value, dict):
         return {}, "Error: the arguments are not a JSON object."
