@@ -26,6 +26,7 @@ os.dup2(2, 1)
 used = set()
 
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinMethodType, functools.partial)
+STREAMS = (io.StringIO, io.BytesIO, mock.NonCallableMock)
 HIDDEN = ("_", "gi_", "cr_", "ag_", "f_", "tb_", "co_")  # what leads from an object into the process
 
 
@@ -48,8 +49,7 @@ def may_export(x):
             x.__name__ not in ("eval", "exec", "compile", "open", "getattr", "setattr", "__import__")
         )
     iterator = hasattr(type(x), "__next__") and type(x).__module__ in ("builtins", "itertools")
-    streams = (io.StringIO, io.BytesIO, mock.NonCallableMock)
-    return isinstance(x, (*FUNCTIONS, *streams)) or iterator or own(x) or type(x) is object
+    return isinstance(x, (*FUNCTIONS, *STREAMS)) or iterator or own(x) or type(x) is object
 
 
 def may_do(operation, x, args):
