@@ -9,9 +9,8 @@ import { expect } from './expect.mjs';
 import { Wire } from './wire.mjs';
 
 const plan = JSON.parse(fs.readFileSync(process.argv[2], 'utf8'));
-const report = fs.openSync('/proc/self/fd/1', 'w');
-const say = (line) => fs.writeSync(report, `${JSON.stringify(line)}\n`);
-console.log = console.info = console.debug = () => {};
+const say = (line) => fs.writeSync(1, `${JSON.stringify(line)}\n`);
+console.log = console.info = console.debug = process.stdout.write = () => {}; // 1 is the report's
 
 // The solution may call functions it was given, and read what objects of the tests' own classes hold.
 const CLOSED = /^(__|(constructor|prototype|caller|callee|arguments)$)/;
