@@ -195,52 +195,72 @@ def _both(a: Graded, b: Graded) -> Graded:
 
 # --- two sandboxes, one socket pair ----------------------------------------------------------------
 
+# One pair at a time takes its two slots, so that no two pairs can each hold one and wait for another.
+_pairing = threading.Lock()
+
 
 def _run_joined(trusted: Job, untrusted: Job, box: Box) -> tuple[Outcome, Outcome]:
-    """Both at once. Each comes to a door of its own and is given one end of a socket pair: from then on
-    they speak without us."""
+    """Both at once, in two slots of the box. Each comes to a door of its own and is given one end of a
+    socket pair: from then on they speak without us."""
     outcomes: dict[str, Outcome] = {}
     errors: list[BaseException] = []
+    joined = threading.Event()
+    settled = threading.Event()
+
+    def run(name: str, job: Job, door: socket.socket) -> None:
+        try:
+            outcomes[name] = box.run(job)
+        except BaseException as e:
+            errors.append(e)
+        finally:
+            settled.set()
+            with contextlib.suppress(OSError):
+                door.shutdown(socket.SHUT_RDWR)  # wakes the usher where the job never came
+
+    def usher(doors: Sequence[socket.socket]) -> None:
+        if _ushered(doors):
+            joined.set()
+        settled.set()
+
     with _doors(("tests", "solution")) as (paths, doors):
-        threads = []
-
-        def run(name: str, job: Job) -> None:
-            try:
-                outcomes[name] = box.run(dataclasses.replace(job, socket=paths[name]))
-            except BaseException as e:
-                errors.append(e)
-            finally:
-                doors[name].shutdown(socket.SHUT_RDWR)  # wakes the usher if the job never came
-
-        usher = threading.Thread(target=_ushered, args=(doors["tests"], doors["solution"]))
-        threads = [
-            usher,
-            threading.Thread(target=run, args=("tests", trusted)),
-            threading.Thread(target=run, args=("solution", untrusted)),
-        ]
-        for thread in threads:
-            thread.start()
+        jobs = {"tests": trusted, "solution": untrusted}
+        threads = [threading.Thread(target=usher, args=([*doors.values()],))]
+        for name, job in jobs.items():
+            args = (name, dataclasses.replace(job, socket=paths[name]), doors[name])
+            threads.append(threading.Thread(target=run, args=args))
+        with _pairing:
+            for thread in threads:
+                thread.start()
+            settled.wait()
         for thread in threads:
             thread.join()
     for e in errors:
         if isinstance(e, SandboxError):
             raise Unavailable(f"the sandbox failed: {e}") from e
         raise e
+    if not joined.is_set():
+        told = " ".join(f"{k}: {_how(v)}" for k, v in outcomes.items())
+        raise Unavailable(
+            f"tests and solution never met; {told}. A grading needs two of the sandbox's slots at once: "
+            "open it with two for each worker."
+        )
     return outcomes["tests"], outcomes["solution"]
+
+
+def _how(outcome: Outcome) -> str:
+    said = outcome.stderr.decode(errors="replace").strip()[-200:]
+    return f"{outcome.ended or f'exit code {outcome.exit_code}'} {said}"
 
 
 @contextlib.contextmanager
 def _doors(names: Sequence[str]) -> Iterator[tuple[dict[str, str], dict[str, socket.socket]]]:
     folder = tempfile.mkdtemp(prefix="selfevolve-doors-", dir="/tmp")  # a socket's path must be short
-    os.chmod(folder, 0o711)
     doors: dict[str, socket.socket] = {}
     try:
         for name in names:
-            door = socket.socket(socket.AF_UNIX)
-            doors[name] = door
-            door.bind(os.path.join(folder, name))
-            os.chmod(os.path.join(folder, name), 0o666)  # the sandbox's user is nobody of ours
-            door.listen(1)
+            doors[name] = socket.socket(socket.AF_UNIX)
+            doors[name].bind(os.path.join(folder, name))
+            doors[name].listen(1)
         yield {name: os.path.join(folder, name) for name in names}, doors
     finally:
         for door in doors.values():
@@ -248,16 +268,18 @@ def _doors(names: Sequence[str]) -> Iterator[tuple[dict[str, str], dict[str, soc
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _ushered(first: socket.socket, second: socket.socket) -> None:
+def _ushered(doors: Sequence[socket.socket]) -> bool:
+    """Waits for one visitor at each door, and gives each its end. False where one never came."""
     came: list[socket.socket] = []
     ends = socket.socketpair()
     try:
-        for door in (first, second):
+        for door in doors:
             came.append(door.accept()[0])
         for visitor, end in zip(came, ends, strict=True):
             socket.send_fds(visitor, [b"."], [end.fileno()])
+        return True
     except OSError:
-        pass  # one of them never came: closing tells the other
+        return False  # closing tells the other
     finally:
         for x in (*came, *ends):
             x.close()
