@@ -1,0 +1,1 @@
+"""Language models behind endpoints. Knows of no system, and imports no jax."""
