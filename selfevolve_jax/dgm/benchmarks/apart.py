@@ -24,6 +24,7 @@ from importlib import resources
 
 from selfevolve_jax.dgm.contract import Unavailable
 from selfevolve_jax.dgm.sandbox.job import Box, Job, Limits, Outcome, SandboxError
+from selfevolve_jax.dgm.sandbox.pythons import python
 
 LIMITS = Limits(wall_s=60.0, cpu_s=60.0, memory_mib=1024)
 REASON_CHARS = 500
@@ -49,8 +50,6 @@ def python_tests(
     modules: Sequence[str],
     solution: Mapping[str, bytes],
     box: Box,
-    python: str = "python3",
-    mounts: Mapping[str, str] | None = None,
     decides: Sequence[str] | None = None,
     limits: Limits = LIMITS,
 ) -> Graded:
@@ -59,28 +58,29 @@ def python_tests(
     tests: the trusted files (paths -> content), modules: the names of those that hold tests. solution:
     the untrusted files; every top-level .py among them can be imported by the tests. decides: as the
     reference's run returned it; None for that run itself. Raises Unavailable."""
+    program, mounts = python(box)
     plan = {
         "tests": list(modules),
         "solution": [name[:-3] for name in solution if name.endswith(".py") and "/" not in name],
         "decides": None if decides is None else list(decides),
     }
     trusted = Job(
-        argv=(python, "-s", "-B", "tests_py.py", "plan.json", "tests"),
+        argv=(*program, "-s", "-B", "tests_py.py", "plan.json", "tests"),
         files={
             **_inside("tests_py.py", "wire.py", "join.py"),
             "plan.json": json.dumps(plan).encode(),
             **{f"tests/{path}": content for path, content in tests.items()},
         },
-        mounts=mounts or {},
+        mounts=mounts,
         limits=limits,
     )
     untrusted = Job(
-        argv=(python, "-s", "-B", ".apart/solution_py.py", "."),
+        argv=(*program, "-s", "-B", ".apart/solution_py.py", "."),
         files={
             **solution,
             **{f".apart/{k}": v for k, v in _inside("solution_py.py", "wire.py", "join.py").items()},
         },
-        mounts=mounts or {},
+        mounts=mounts,
         limits=limits,
     )
     return _graded(trusted, untrusted, box)
@@ -91,30 +91,28 @@ def javascript_tests(
     specs: Sequence[str],
     solution: Mapping[str, bytes],
     box: Box,
-    node: str = "node",
-    python: str = "python3",
-    mounts: Mapping[str, str] | None = None,
     limits: Limits = LIMITS,
 ) -> Graded:
     """As `python_tests`, for files of tests written for jest. A solution's file is a module where it
     imports or exports as one, and CommonJS otherwise."""
+    program, mounts = python(box)
     graded = Graded({}, "")
     sources = [f for f in solution if f.endswith((".js", ".mjs", ".cjs")) and "/" not in f]
     kind = "module" if any(_is_module(solution[f]) for f in sources) else "commonjs"
     for spec in specs:
         plan = {"spec": spec, "folder": "/work/tests", "solution": sources}
         trusted = Job(
-            argv=(python, "-s", "join.py", node, "tests_js.mjs", "plan.json"),
+            argv=(*program, "-s", "join.py", "node", "tests_js.mjs", "plan.json"),
             files={
                 **_inside("tests_js.mjs", "wire.mjs", "expect.mjs", "join.py"),
                 "plan.json": json.dumps(plan).encode(),
                 **{f"tests/{path}": content for path, content in tests.items()},
             },
-            mounts=mounts or {},
+            mounts=mounts,
             limits=_for_node(limits),
         )
         untrusted = Job(
-            argv=(python, "-s", "/work/.apart/join.py", node, "/work/.apart/solution_js.mjs", "."),
+            argv=(*program, "-s", "/work/.apart/join.py", "node", "/work/.apart/solution_js.mjs", "."),
             files={
                 **solution,
                 "package.json": json.dumps({"type": kind}).encode(),
@@ -123,7 +121,7 @@ def javascript_tests(
                     for k, v in _inside("solution_js.mjs", "wire.mjs", "join.py").items()
                 },
             },
-            mounts=mounts or {},
+            mounts=mounts,
             limits=_for_node(limits),
         )
         graded = _both(graded, _graded(trusted, untrusted, box))

@@ -42,20 +42,14 @@ def find(language: str, java_jars: str | None = None) -> Toolchain | str:
 
 
 def _python() -> Toolchain | str:
-    path = _inside("python3")
-    if path:
-        return Toolchain("python", {"python3": path}, _said(path, "--version"))
-    home = sys.base_prefix  # the controller's own, for a machine that has none under /usr
-    there = f"/opt/python/bin/python{sys.version_info.major}.{sys.version_info.minor}"
-    return Toolchain("python", {"python3": there}, sys.version, {"/opt/python": home})
+    return Toolchain("python", {}, sys.version)  # a sandbox's own: sandbox/pythons.py finds it
 
 
 def _javascript() -> Toolchain | str:
-    node, python = _inside("node"), _python()
-    if not node or isinstance(python, str):
+    node = _inside("node")
+    if not node:
         return "no node in /usr: apt-get install nodejs"
-    programs = {"node": node, **python.programs}
-    return Toolchain("javascript", programs, _said(node, "--version"), python.mounts)
+    return Toolchain("javascript", {"node": node}, _said(node, "--version"))
 
 
 def _cpp() -> Toolchain | str:
