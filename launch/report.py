@@ -11,7 +11,7 @@ from etils import epath
 
 from selfevolve_jax import run_dir
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.report import gui_run, replicate
+from selfevolve_jax.report import dgm_run, gui_run, replicate
 from selfevolve_jax.report.html import write_report
 from selfevolve_jax.report.trajectories import write_trajectories_page
 from selfevolve_jax.ui_genie import inspect_export, trajectory
@@ -28,16 +28,32 @@ class Report:
     Of UI-Genie also folders with trajectories, as RUN/arms/ARM/round-1/explored: a page that shows
     them step by step, by default ./trajectories.html. With an out that ends in .eval: a log of Inspect,
     which `inspect view` shows (extra `inspect`); of a run, its last test.
+
+    watch: of a DGM run, also while it goes on: every so many seconds the page is written anew if there
+    is news, and a browser that shows it loads it again. Until the run is over, or Ctrl-C.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     out: Annotated[str | None, tyro.conf.arg(aliases=["-o"])] = None
+    watch: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.watch is not None and not 1 <= self.watch <= 86_400:
+            raise UserError(f"watch={self.watch} is no number of seconds from 1 to 86400.")
 
 
 def report(options: Report) -> None:
     """Prints the page's path."""
     if not options.runs:
         raise UserError("report needs at least one run directory: selfevolve report RUN.")
+    if any(_is_dgm(run) for run in options.runs):
+        _write_dgm(options)
+        return
+    if options.watch is not None:
+        raise UserError(
+            f"watch={options.watch}: {', '.join(options.runs)} is no run of DGM, and only such a run "
+            "is watched. Fix: leave it out."
+        )
     played = [_trajectories(run) for run in options.runs]
     if any(played):
         print(_write_trajectories(options, played))
@@ -47,6 +63,21 @@ def report(options: Report) -> None:
         print(replicate.write(run) if options.out is None else _write_docs(run, options.out))
         return
     print(write_report(list(options.runs), options.out))
+
+
+def _write_dgm(options: Report) -> None:
+    run, *others = options.runs
+    if others:
+        raise UserError(
+            f"report shows one DGM run a page, and there are {len(options.runs)}. "
+            "Fix: one at a time, each with an --out of its own if need be."
+        )
+    if options.watch is None:
+        print(dgm_run.write_page(run, options.out))
+    else:
+        dgm_run.watch(
+            *(run, options.out, options.watch), wrote=lambda path: print(path, flush=True)
+        )
 
 
 def _trajectories(path: str) -> list[epath.Path]:
@@ -86,6 +117,11 @@ def _is_replication(run: str) -> bool:
 
 def _is_ui_genie(folder: epath.Path) -> bool:
     return "exploration" in (_config(folder) or ())
+
+
+def _is_dgm(run: str) -> bool:
+    folder = epath.Path(run)
+    return dgm_run.is_dgm(folder, _config(folder) or {})
 
 
 def _config(folder: epath.Path) -> dict[str, Any] | None:

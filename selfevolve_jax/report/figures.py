@@ -58,10 +58,10 @@ def over_runs(
     return Curve(label, colour, at, each(np.mean), each(np.min), each(np.max))
 
 
-def line_chart(name: str, curves: Sequence[Curve], fraction: bool) -> str:
+def line_chart(name: str, curves: Sequence[Curve], fraction: bool, along: str = "step") -> str:
     """An SVG of value over step, a line an arm with its name and last value at its end, and a band
     from least to greatest where the arm has several runs. `fraction` fixes the axis to 0..1. `name`
-    keeps the page's ids apart."""
+    keeps the page's ids apart. along: what the axis of steps is called."""
     figure, axes = _axes(HEIGHT)
     for order, curve in enumerate(curves):
         colour, dash = _arm_colour(curve.colour), DASHES[curve.colour // ARM_COLOURS % len(DASHES)]
@@ -92,7 +92,7 @@ def line_chart(name: str, curves: Sequence[Curve], fraction: bool) -> str:
         axes.yaxis.set_major_locator(_ticker().MaxNLocator(5))
         axes.yaxis.set_major_formatter(lambda value, _: compact(value))
     axes.xaxis.set_major_locator(_ticker().MaxNLocator(6, integer=True))
-    axes.set_xlabel("step", fontsize=9, color=FAINT, loc="left")
+    axes.set_xlabel(along, fontsize=9, color=FAINT, loc="left")
     first = min(c.steps[0] for c in curves)
     axes.set_xlim(first, max(*(c.steps[-1] for c in curves), first + 1))
     _end_labels(axes, curves)
