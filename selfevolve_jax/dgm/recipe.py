@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from selfevolve_jax.dgm.benchmarks.open import BenchmarkConfig
-from selfevolve_jax.dgm.llm import ModelsConfig
-from selfevolve_jax.dgm.repair.benchmark import RepairConfig
+from selfevolve_jax.dgm.llm.config import ModelsConfig
 from selfevolve_jax.dgm.selection import SelectionConfig
 from selfevolve_jax.dgm.staged import Gate, StagesConfig
 from selfevolve_jax.errors import UserError
@@ -28,19 +27,12 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What ends a run: dollars and tokens of all models' calls, hours of wall time (None: no end). A
-    run that was ended by one goes on with --resume and a higher one."""
+class RepairConfig:
+    """Program repair, which needs no model. candidates: that an agent may try on one program. quixbugs:
+    the folder of a checkout of QuixBugs, whose 40 bugs join the transfer tasks."""
 
-    dollars: float | None = None
-    tokens: int | None = None
-    hours: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("dollars", "tokens", "hours"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"budget.{name}={value} must be above 0.")
+    candidates: int = 50
+    quixbugs: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,14 +40,16 @@ class DGMRecipe:
     """One DGM experiment.
 
     benchmark: what agents are judged by; of program repair the agent is a repair program and needs no
-    model, of the others a coding agent that runs on `models`. generations of so many children each;
+    model, of the others a coding agent that runs on `models`. agent: a folder with a coding agent of your
+    own to begin from. generations of so many children each;
     workers: jobs at once. gate: who joins the archive (staged.keeps). final_repeats: seeds of the last
     measurement, of the first and the best agent on held-out and transfer tasks. evaluations: HGM's
-    budget of attempts. fan_out: where jobs run; ray needs its extra.
+    budget of attempts. hours: of wall time, after which the run stops. fan_out: where jobs run; ray needs its extra.
     """
 
     benchmark: RepairConfig | BenchmarkConfig = field(default_factory=RepairConfig)
-    models: ModelsConfig | None = None
+    agent: str | None = None
+    models: ModelsConfig = field(default_factory=ModelsConfig)
     generations: int = 80
     children: int = 2
     workers: int = 2
@@ -64,7 +58,7 @@ class DGMRecipe:
     gate: Gate = "all"
     final_repeats: int = 1
     evaluations: int = 800
-    budget: Budget = field(default_factory=Budget)
+    hours: float | None = None
     sandbox: Literal["auto", "bubblewrap", "docker", "podman"] = "auto"
     fan_out: Literal["threads", "ray"] = "threads"
     arms: tuple[ArmName, ...] = ("dgm",)
@@ -74,20 +68,20 @@ class DGMRecipe:
         for name in ("generations", "children", "workers", "final_repeats", "evaluations"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.hours is not None and not self.hours > 0:
+            raise UserError(f"hours={self.hours} must be above 0.")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative.")
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise UserError(f"arms={' '.join(self.arms)}: name some, each once.")
-        repair = isinstance(self.benchmark, RepairConfig)
-        if repair and self.models is not None:
-            raise UserError("models: program repair needs none. Leave them out.")
-        if not repair and self.models is None:
-            raise UserError(
-                f"benchmark {self.benchmark.name} needs a model: --models.coding.model NAME "
-                "--models.coding.base-url URL."
-            )
-        if not repair and "own_parts" in self.arms:
-            raise UserError("arms=own_parts: it is of program repair, whose parts can be counted.")
+        if isinstance(self.benchmark, RepairConfig):
+            if self.models.coding.model:
+                raise UserError(
+                    f"models.coding.model={self.models.coding.model}: program repair needs no model. "
+                    "Leave it out."
+                )
+        elif "own_parts" in self.arms:
+            raise UserError("arms=own_parts is of program repair alone, which has a donor library.")
 
 
 def plan_of(recipe: DGMRecipe, arm: ArmName) -> Plan:

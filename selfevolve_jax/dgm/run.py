@@ -16,14 +16,27 @@ from typing import Any
 from selfevolve_jax import run_dir
 from selfevolve_jax.dgm import archive, events
 from selfevolve_jax.dgm.controller import run_arm
+from selfevolve_jax.dgm.llm.config import ROLES
 from selfevolve_jax.dgm.recipe import DGMRecipe, plan_of
-from selfevolve_jax.dgm.tools import open_tools
+from selfevolve_jax.dgm.tools import first_agent, open_tools
 from selfevolve_jax.dgm.work import Stopped
 from selfevolve_jax.errors import UserError
 
+_OF_ENDPOINT = (
+    "base_url",
+    "key_env",
+    "timeout_s",
+    "attempts",
+    "backoff_s",
+    "price_in",
+    "price_out",
+)
 # What --resume may change: none of it alters what the run has done so far.
 MAY_CHANGE = frozenset(
-    ("arms", "budget", "evaluations", "fan_out", "generations", "sandbox", "workers")
+    (
+        *("arms", "evaluations", "fan_out", "generations", "hours", "sandbox", "workers"),
+        *("models.budget", *(f"models.{r}.{o}" for r in ROLES for o in _OF_ENDPOINT)),
+    )
 )
 STOP = "STOP"
 
@@ -41,7 +54,7 @@ def run(
     place = Path(run_dir.absolute(folder))
     config = run_dir.jsonable(recipe)
     run_dir.check(place, config, resume, MAY_CHANGE)
-    first, stop = recipe.first_agent(), _stopper(recipe, place)
+    first, stop = first_agent(recipe), _stopper(recipe, place)
     summary: dict[str, Any] = {"arms": {}}
     for arm in recipe.arms:
         plan = plan_of(recipe, arm)
@@ -71,7 +84,7 @@ def _begin(tools: Any, say: Any) -> None:
     for what, why in tools.benchmark.excluded.items():
         say(f"not counted: {what}: {why}")
     if tools.models is not None:
-        tools.models.preflight()
+        tools.models.preflight(say)
 
 
 def _report(place: Path) -> Any:
@@ -82,14 +95,14 @@ def _report(place: Path) -> Any:
 
 def _stopper(recipe: DGMRecipe, place: Path) -> Any:
     """() -> why to stop now. The hours of earlier lives count."""
-    hours, before, began = recipe.budget.hours, seconds_spent(place), time.monotonic()
+    hours, before, began = recipe.hours, seconds_spent(place), time.monotonic()
 
     def stop() -> str:
         if (place / STOP).exists():
             raise Stopped(f"{place / STOP} is there")
         spent = (before + time.monotonic() - began) / 3600
         if hours is not None and spent >= hours:
-            return f"budget.hours={hours} are spent"
+            return f"hours={hours} are spent"
         return ""
 
     return stop

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfevolve_jax.dgm.contract import Benchmark, Models, Proposer
-from selfevolve_jax.dgm.recipe import DGMRecipe, Plan
+from selfevolve_jax.dgm.contract import Benchmark, Proposer, Tree
+from selfevolve_jax.dgm.recipe import DGMRecipe, Plan, RepairConfig
 from selfevolve_jax.dgm.sandbox.choose import open_box
 from selfevolve_jax.dgm.sandbox.job import Box
 from selfevolve_jax.errors import UserError
@@ -26,28 +26,59 @@ class Tools:
     benchmark: Benchmark
     proposer: Proposer
     box: Box
-    models: Models | None
+    models: Any  # contract.Models, with preflight() and close(); None without
     submit: Callable[..., Future[Any]]
 
 
 @contextlib.contextmanager
 def open_tools(recipe: DGMRecipe, plan: Plan, folder: Path) -> Iterator[Tools]:
     """folder: where the calls of models are logged. Raises UserError where a part is missing."""
-    submit = _here if recipe.fan_out == "threads" else _by_ray(recipe, plan)
-    with contextlib.closing(open_box(recipe.sandbox, recipe.workers)) as box:
-        benchmark = recipe.open_benchmark(box)
-        models = recipe.open_models(folder)
-        proposer = plan.proposer(benchmark)
+    submit = _here if recipe.fan_out == "threads" else _by_ray(recipe, plan, folder)
+    with contextlib.ExitStack() as stack:
+        box = stack.enter_context(contextlib.closing(open_box(recipe.sandbox, recipe.workers)))
+        benchmark, proposer, models = _of_repair(recipe, plan) or _of_models(recipe, folder, box)
+        if models is not None:
+            stack.callback(models.close)
         tools = Tools(benchmark, proposer, box, models, submit)
         # a dataclass cannot name itself while it is made
-        yield Tools(benchmark, proposer, box, models, functools.partial(submit, tools))
+        yield replace(tools, submit=functools.partial(submit, tools))
+
+
+def first_agent(recipe: DGMRecipe) -> Tree:
+    """The agent that the archive begins from."""
+    if isinstance(recipe.benchmark, RepairConfig):
+        from selfevolve_jax.dgm.repair import proposer
+
+        return proposer.first_agent()
+    from selfevolve_jax.dgm.first_agent import FOLDER, load_agent
+
+    return load_agent(recipe.agent or FOLDER)
+
+
+def _of_repair(recipe: DGMRecipe, plan: Plan) -> Any:
+    if not isinstance(recipe.benchmark, RepairConfig):
+        return None
+    from selfevolve_jax.dgm.repair.benchmark import benchmark
+    from selfevolve_jax.dgm.repair.proposer import Genetic
+
+    config = recipe.benchmark
+    return benchmark(config.candidates, config.quixbugs), Genetic(plan.donors), None
+
+
+def _of_models(recipe: DGMRecipe, folder: Path, box: Box) -> Any:
+    from selfevolve_jax.dgm.benchmarks.open import open_benchmark
+    from selfevolve_jax.dgm.llm.models import open_models
+    from selfevolve_jax.dgm.self_modify import SelfModification
+
+    benchmark = open_benchmark(recipe.benchmark, recipe.seed, box)
+    return benchmark, SelfModification(benchmark), open_models(recipe.models, folder)
 
 
 def _here(tools: Tools, pool: Executor, function: Callable[..., Any], *given: Any) -> Future[Any]:
     return pool.submit(function, tools, *given)
 
 
-def _by_ray(recipe: DGMRecipe, plan: Plan) -> Callable[..., Future[Any]]:
+def _by_ray(recipe: DGMRecipe, plan: Plan, folder: Path) -> Callable[..., Future[Any]]:
     try:
         import ray
     except ModuleNotFoundError:

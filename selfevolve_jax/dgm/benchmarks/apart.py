@@ -78,7 +78,9 @@ def python_tests(
         argv=(*program, "-s", "-B", ".apart/solution_py.py", "."),
         files={
             **solution,
-            **{f".apart/{k}": v for k, v in _inside("solution_py.py", "wire.py", "join.py").items()},
+            **{
+                f".apart/{k}": v for k, v in _inside("solution_py.py", "wire.py", "join.py").items()
+            },
         },
         mounts=mounts,
         limits=limits,
@@ -112,7 +114,14 @@ def javascript_tests(
             limits=_for_node(limits),
         )
         untrusted = Job(
-            argv=(*program, "-s", "/work/.apart/join.py", "node", "/work/.apart/solution_js.mjs", "."),
+            argv=(
+                *program,
+                "-s",
+                "/work/.apart/join.py",
+                "node",
+                "/work/.apart/solution_js.mjs",
+                ".",
+            ),
             files={
                 **solution,
                 "package.json": json.dumps({"type": kind}).encode(),
@@ -130,7 +139,8 @@ def javascript_tests(
 
 def _is_module(source: bytes) -> bool:
     return any(
-        line.startswith((b"export ", b"export{", b"import ", b"import{")) for line in source.split(b"\n")
+        line.startswith((b"export ", b"export{", b"import ", b"import{"))
+        for line in source.split(b"\n")
     )
 
 
@@ -252,7 +262,9 @@ def _how(outcome: Outcome) -> str:
 
 @contextlib.contextmanager
 def _doors(names: Sequence[str]) -> Iterator[tuple[dict[str, str], dict[str, socket.socket]]]:
-    folder = tempfile.mkdtemp(prefix="selfevolve-doors-", dir="/tmp")  # a socket's path must be short
+    folder = tempfile.mkdtemp(
+        prefix="selfevolve-doors-", dir="/tmp"
+    )  # a socket's path must be short
     doors: dict[str, socket.socket] = {}
     try:
         for name in names:

@@ -67,7 +67,9 @@ def _graded(outcome: Outcome, read: Callable[[Outcome], Tests], control: str) ->
     if not reported:
         broken = broken or "it does not compile, or its tests do not start"
     elif controls != [False]:
-        broken = broken or "the control, a test that must fail, did not: the report is not the tests'"
+        broken = (
+            broken or "the control, a test that must fail, did not: the report is not the tests'"
+        )
     return Graded(
         {} if broken else found,
         broken,
@@ -106,7 +108,9 @@ def _cpp(tests, named, solution, tools, control):
     def read(outcome: Outcome) -> Tests:
         root = ElementTree.fromstring(outcome.files[REPORT])
         cases = root.iter("TestCase")
-        return [(c.attrib["name"], c.find("OverallResult").attrib["success"] == "true") for c in cases]  # type: ignore[union-attr]
+        return [
+            (c.attrib["name"], c.find("OverallResult").attrib["success"] == "true") for c in cases
+        ]  # type: ignore[union-attr]
 
     return {"argv": _shell(script), "files": files}, read
 
@@ -126,7 +130,11 @@ def _go(tests, named, solution, tools, control):
     def read(outcome: Outcome) -> Tests:
         events = _json_lines(outcome.stdout)
         ended = {"pass": True, "fail": False, "skip": True}
-        return [(e["Test"], ended[e["Action"]]) for e in events if e.get("Action") in ended and "Test" in e]
+        return [
+            (e["Test"], ended[e["Action"]])
+            for e in events
+            if e.get("Action") in ended and "Test" in e
+        ]
 
     return {"argv": argv, "files": files, "env": env}, read
 
@@ -161,7 +169,9 @@ def _rust(tests, named, solution, tools, control):
 
 
 def _java(tests, named, solution, tools, control):
-    runner = (resources.files("selfevolve_jax.dgm.benchmarks") / "inside" / "Tests.java").read_bytes()
+    runner = (
+        resources.files("selfevolve_jax.dgm.benchmarks") / "inside" / "Tests.java"
+    ).read_bytes()
     text = f"""import org.junit.jupiter.api.Test;
 import static org.junit.jupiter.api.Assertions.assertEquals;
 class {control} {{ @Test void {control}() {{ assertEquals(1, 2); }} }}"""

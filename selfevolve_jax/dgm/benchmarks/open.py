@@ -1,0 +1,9 @@
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    name: str = "polyglot"
+
+
+def open_benchmark(config, seed, box): ...
