@@ -155,7 +155,7 @@ def render(folder: Path, refresh: int | None = None) -> str:
     count = max(1, sum(len(arm.nodes) for arm in arms))
     most = {
         "attempts": max(1, ATTEMPTS // (2 * ATTEMPT * count)),  # of an agent
-        "diff": min(max(DIFFS // count, 1500), 24_000),
+        "diff": min(max(DIFFS // count, 1500), tree_diff.KEPT),
         "text": min(max(TEXTS // (3 * count), 300), 4000),
     }
     scores = [e for arm in arms for n in arm.nodes.values() if (e := _score(n)) is not None]
@@ -227,7 +227,6 @@ def _arm(
             (split, _measured(first, split), _measured(best, split), _gain(first, best, split))
             for split in SPLITS
         ],
-        "summary": _summary(folder).get("arms", {}).get(arm.name, {}),
         "best": arm.best,
         "best_anchor": None if arm.best is None else _anchor(number, arm.best),
         "usage": usage,
@@ -238,6 +237,7 @@ def _arm(
         "stopped": None if stopped is None else str(stopped.get("reason", "")),
         "lost": Counter(str(event.get("reason", ""))[:200] for event in lost).most_common(8),
         "lost_count": len(lost),
+        "excluded": _excluded(arm.events),
         "lineage": lineage(drawn, arm.best, highest),
         "best_line": [(i, _anchor(number, i)) for i in reversed(_ancestry(arm.nodes, arm.best))],
         "curve": None if curve is None else _chart(f"best{number}", [curve]),
@@ -303,7 +303,6 @@ def _node(
         "files": node.files,
         "parent_tree": parent.tree if parent is not None else None,
         "grid": _grid(node.evaluations, anchors),
-        "counts": Counter(_kind(e) for e in node.evaluations if e.split == "train"),
         "attempts": attempts,
         "attempts_of": len(node.evaluations),
     }
@@ -420,6 +419,13 @@ def _said_folder(arm: Arm, folder: Path) -> str:
 
 def _anchor(arm: int, agent: int) -> str:
     return f"a{arm}-{agent}"
+
+
+def _excluded(told: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(task or group, why) of what the benchmark left out, where a start of the run says so."""
+    runs = [event.get("excluded") for event in told if event["event"] == "run"]
+    last = next((found for found in reversed(runs) if isinstance(found, Mapping)), {})
+    return [(str(name)[:100], str(why)[:300]) for name, why in last.items()]
 
 
 def _lasted(told: Sequence[Mapping[str, Any]]) -> float:

@@ -23,6 +23,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 NO_FILES = "4b825dc642cb6eb9a060e54bf8d69288fbee4904"  # git's tree without files
 SECONDS = 20  # for one diff
 READ_MOST = 64 << 20  # bytes of a diff that are counted
+KEPT = 24_000  # bytes of a diff that may be shown
 CONFIG = (
     *("-c", "core.attributesFile=/dev/null", "-c", "protocol.allow=never"),
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false"),
@@ -41,21 +42,26 @@ class Diff:
 
 
 def diff(repository: str | os.PathLike[str], old: str, new: str, most: int) -> Diff:
-    """What must change in commit `old` to give `new`, cut to `most` bytes. Never raises: what goes
-    wrong is in `why`."""
+    """What must change in commit `old` to give `new`, cut to `most` bytes and to KEPT. Never raises:
+    what goes wrong is in `why`."""
     for commit in (old, new):
         if not COMMIT.fullmatch(commit):
             return Diff(why=f"{commit!r} is no commit")
     if not Path(repository, "objects").is_dir():
         return Diff(why="agents.git is missing")
     try:
-        return _diff(os.fspath(repository), old, new, most)
+        kept, size = _diff(os.path.abspath(repository), old, new)
     except (OSError, RuntimeError) as error:
         return Diff(why=shown(str(error))[:300])
+    if size > (most := min(most, KEPT)):
+        kept = kept[:most]
+        kept = kept[: kept.rfind(b"\n") + 1] or kept
+    return Diff(shown(kept.decode("utf-8", "replace")), len(kept), size)
 
 
 @functools.lru_cache(4096)  # commits do not change; --watch asks for the same again and again
-def _diff(repository: str, old: str, new: str, most: int) -> Diff:
+def _diff(repository: str, old: str, new: str) -> tuple[bytes, int]:
+    """(the first KEPT bytes, how many there are)."""
     command = ["git", "--no-replace-objects", "--git-dir", repository, *CONFIG]
     command += ["diff-tree", "-r", "-p", "--no-ext-diff", "--no-textconv", "--no-color"]
     command += ["--no-renames", "--src-prefix=a/", "--dst-prefix=b/", old, new, "--"]
@@ -75,7 +81,7 @@ def _diff(repository: str, old: str, new: str, most: int) -> Diff:
         try:
             kept, size = b"", 0
             while size < READ_MOST and (data := process.stdout.read(1 << 16)):
-                kept, size = (kept + data)[: most + 1], size + len(data)
+                kept, size = (kept + data)[:KEPT], size + len(data)
             if size >= READ_MOST:
                 process.kill()
             said = process.stderr.read(1000).decode("utf-8", "replace").strip()
@@ -84,10 +90,7 @@ def _diff(repository: str, old: str, new: str, most: int) -> Diff:
             alarm.cancel()
     if code and size < READ_MOST:
         raise RuntimeError(f"git could not compare them: {said or f'it ended with {code}'}")
-    if size > most:
-        kept = kept[:most]
-        kept = kept[: kept.rfind(b"\n") + 1] or kept
-    return Diff(shown(kept.decode("utf-8", "replace")), len(kept), size)
+    return kept, size
 
 
 def coloured(text: str) -> Markup:

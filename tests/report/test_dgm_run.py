@@ -303,12 +303,14 @@ def test_the_curve_rises_with_the_best_so_far(tmp_path):
     assert "dgm 0.75" in page(tmp_path).text
 
 
-def test_what_counts_for_nothing_is_counted(tmp_path):
+def test_what_counts_for_nothing_is_told(tmp_path):
     made = small(tmp_path)
     for _ in range(2):
         made.log.append("unavailable", what="evaluation", agent=2, task="p0", reason="429")
+    made.log.append("run", seed=0, excluded={"rust": "no cargo"})
     made.end()
     told = page(tmp_path).said()
+    assert "1 tasks or groups of tasks are left out, and in no score rust: no cargo" in told
     assert "2 attempts count for nothing" in told and "2 × 429" in told
     assert "stopped: the end" in told
 
@@ -649,10 +651,12 @@ def test_watching_goes_on_where_a_resume_came_after_the_summary(tmp_path):
     assert len(looks) == 6
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, capsys, monkeypatch):
     small(tmp_path / "r").end(best=2)
-    cli.main(["report", str(tmp_path / "r")])
-    assert capsys.readouterr().out.strip() == str(tmp_path / "r" / "report.html")
+    monkeypatch.chdir(tmp_path)
+    cli.main(["report", "r"])
+    assert capsys.readouterr().out.strip() == "r/report.html"
+    assert "-b = 2" in Page((tmp_path / "r" / "report.html").read_text()).said("a0-2")
     cli.main(["report", str(tmp_path / "r"), "-o", str(tmp_path / "o"), "--watch", "1"])
     assert capsys.readouterr().out.strip() == str(tmp_path / "o" / "report.html")
     (tmp_path / "other").mkdir()
