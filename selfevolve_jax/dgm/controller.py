@@ -278,13 +278,14 @@ def _start(arm: Arm, pool: Executor, job: Job) -> Future[Any]:
     if isinstance(job, Evaluate):
         tree, task = _tree(arm, job.agent), arm.tasks[job.task]
         return arm.tools.submit(pool, evaluate, tree, task, job.seed)
+    # In the order of the stages, whichever ended first.
+    tried = {(e.task, e.seed): e for e in arm.nodes[job.parent].on("train")}
+    ordered = [tried[key] for part in arm.parts for key in part if key in tried]
     parent = Parent(
         id=job.parent,
         tree=_tree(arm, job.parent),
         maker=_tree(arm, job.parent) if arm.plan.maker == "parent" else arm.first,
-        attempts=[
-            (arm.tasks[e.task], _with_texts(arm, e)) for e in arm.nodes[job.parent].on("train")
-        ],
+        attempts=[(arm.tasks[e.task], _with_texts(arm, e)) for e in ordered],
     )
     seed = seed_of(arm.recipe.seed, "child", job.agent)
     return arm.tools.submit(pool, expand, parent, seed)

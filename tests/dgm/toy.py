@@ -65,7 +65,8 @@ class Proposer:
             return Proposal(None, "it did not compile", raw="raw")
         skill = max(0, min(10, int(parent.maker["skill.txt"]) + rng.choice((-1, 1, 2))))
         tree = {"skill.txt": str(skill).encode(), "id": b"%d" % seed}
-        return Proposal(tree, "", entry=parent.attempts[0][0].id, diagnosis="more skill")
+        entry = ", ".join(f"{task.id} {result.answer}" for task, result in parent.attempts)
+        return Proposal(tree, "", entry=entry, diagnosis="more skill")
 
 
 def agent_id(agent) -> str:
