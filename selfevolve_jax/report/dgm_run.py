@@ -122,6 +122,12 @@ def load(folder: Path) -> list[Arm]:
                 f"{path}: an event lacks something, or speaks of an agent that no event has made "
                 f"({shown(str(error))[:80]}). Fix: restore the file."
             ) from error
+        for node in nodes.values():
+            if node.parent is not None and not (node.parent in nodes and node.parent < node.id):
+                raise UserError(
+                    f"{path}: agent {node.id} has parent {node.parent}, which is none before it. "
+                    "Fix: restore the file."
+                )
         chosen = best.get(name)
         chosen = chosen if chosen in nodes else best_of(nodes.values())
         arms.append(Arm(name, path.parent, nodes, told, torn, chosen))
