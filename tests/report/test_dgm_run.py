@@ -17,7 +17,8 @@ from selfevolve_jax import run_dir
 from selfevolve_jax.dgm import events
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.report import dgm_run, tree_diff, untrusted
-from selfevolve_jax.report.dgm_run import best_of, load, watch, write_page
+from selfevolve_jax.report.dgm_load import best_of, load
+from selfevolve_jax.report.dgm_run import watch, write_page
 from selfevolve_jax.report.lineage_figure import Drawn, colour, lineage
 
 ROOT = Path(run_dir.__file__).parents[1]
