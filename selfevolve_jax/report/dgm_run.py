@@ -12,8 +12,7 @@ import functools
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ import numpy as np
 from etils import epath
 
 from selfevolve_jax import run_dir
-from selfevolve_jax.dgm import archive, events, intervals, staged
+from selfevolve_jax.dgm import events, intervals, staged
 from selfevolve_jax.dgm.archive import Evaluation, Node
 from selfevolve_jax.dgm.contract import Split, Usage
-from selfevolve_jax.errors import UserError
 from selfevolve_jax.report import figures, tree_diff, untrusted
+from selfevolve_jax.report.dgm_load import Arm, load, logs, rank, summary, valid
 from selfevolve_jax.report.lineage_figure import Drawn, lineage, scale
 from selfevolve_jax.report.untrusted import shown
 
@@ -35,22 +34,9 @@ ATTEMPT = 1200  # bytes of an answer, and of an attempt's log
 SPLITS: tuple[Split, ...] = ("train", "held_out", "transfer")
 
 
-@dataclass(frozen=True)
-class Arm:
-    """folder: holds events.jsonl and agents.git. torn: bytes of an event that is being written, or
-    never was to its end. best: by the summary; while there is none, as `best_of`."""
-
-    name: str
-    folder: Path
-    nodes: Mapping[int, Node]
-    events: Sequence[Mapping[str, Any]]
-    torn: int
-    best: int | None
-
-
 def is_dgm(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> bool:
     """Whether a run directory with this configuration is DGM's, though it has no event yet."""
-    return {"benchmark", "selection"} <= config.keys() or bool(_logs(Path(folder)))
+    return {"benchmark", "selection"} <= config.keys() or bool(logs(Path(folder)))
 
 
 def write_page(
@@ -109,42 +95,6 @@ def watch(
         wrote(path)
 
 
-def load(folder: Path) -> list[Arm]:
-    """The arms of a run, in the order in which they began. UserError for a damaged log."""
-    best = {name: told.get("best") for name, told in _summary(folder).get("arms", {}).items()}
-    arms = []
-    for name, path in _logs(folder).items():
-        told, torn = events.read(path)
-        try:
-            nodes = archive.fold(told)
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{path}: an event lacks something, or speaks of an agent that no event has made "
-                f"({shown(str(error))[:80]}). Fix: restore the file."
-            ) from error
-        chosen = best.get(name)
-        chosen = chosen if chosen in nodes else best_of(nodes.values())
-        arms.append(Arm(name, path.parent, nodes, told, torn, chosen))
-    return sorted(arms, key=lambda arm: arm.events[0].get("time", 0) if arm.events else np.inf)
-
-
-def valid(node: Node) -> bool:
-    """It has a tree, was evaluated on train, and gave an answer there at least once."""
-    return node.tree is not None and any(not e.empty for e in node.on("train"))
-
-
-def best_of(nodes: Iterable[Node]) -> int | None:
-    """Of the valid agents that were tried on the most tasks of train, the one with the highest score,
-    and of equals the first: a high score on a first, small stage is not held against one on all."""
-    ranks = {node.id: _rank(node) for node in nodes if valid(node)}
-    return max(ranks, key=lambda id: (ranks[id], -id), default=None)
-
-
-def _rank(node: Node) -> tuple[int, float]:
-    on = node.on("train")
-    return len({e.task for e in on}), staged.score(on)
-
-
 # -- the page
 
 
@@ -168,7 +118,7 @@ def render(folder: Path, refresh: int | None = None) -> str:
         "way": _named(config.get("selection")),
         "config": run_dir.flatten(config),
         "arms": views,
-        "ended": bool(_summary(folder)),
+        "ended": bool(summary(folder)),
         "curves": _chart("best", curves) if len(curves) > 1 else None,
         "highest": highest,
         "scale": scale(highest),
@@ -398,9 +348,9 @@ def _best_so_far(number: int, arm: Arm) -> figures.Curve | None:
     rows: list[tuple[float, ...]] = []
     best: tuple[tuple[int, float], tuple[float, ...]] | None = None
     for node in arm.nodes.values():
-        if valid(node) and (best is None or _rank(node) > best[0]):
+        if valid(node) and (best is None or rank(node) > best[0]):
             found = intervals.rate(node.on("train"))
-            best = _rank(node), (found.mean, found.low, found.high)
+            best = rank(node), (found.mean, found.low, found.high)
         if best is not None:
             rows.append((node.id, *best[1]))
     if not rows:
@@ -462,29 +412,16 @@ def _seconds(count: float) -> str:
 # -- the run's files
 
 
-def _logs(folder: Path) -> dict[str, Path]:
-    """Arm -> its log."""
-    found = {path.parent.name: path for path in sorted(folder.glob(f"arms/*/{events.NAME}"))}
-    alone = folder / events.NAME
-    return found or ({"run": alone} if alone.exists() else {})
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    if not (folder / run_dir.SUMMARY).exists():
-        return {}
-    return run_dir.read_summary(folder)
-
-
 def _sizes(folder: Path) -> tuple[Any, ...]:
-    paths = [*_logs(folder).values(), folder / run_dir.SUMMARY, folder / run_dir.CONFIG]
+    paths = [*logs(folder).values(), folder / run_dir.SUMMARY, folder / run_dir.CONFIG]
     return tuple((path, path.stat().st_size) for path in paths if path.exists())
 
 
 def _over(folder: Path, quiet: int) -> bool:
-    logs, summary = _logs(folder), folder / run_dir.SUMMARY
-    if summary.exists():
-        return all(path.stat().st_mtime <= summary.stat().st_mtime for path in logs.values())
-    if quiet < 3 or not logs:
+    paths, end = logs(folder).values(), folder / run_dir.SUMMARY
+    if end.exists():
+        return all(path.stat().st_mtime <= end.stat().st_mtime for path in paths)
+    if quiet < 3 or not paths:
         return False
-    told = [events.read(path)[0] for path in logs.values()]
+    told = [events.read(path)[0] for path in paths]
     return all(each and each[-1]["event"] == "stopped" for each in told)

@@ -98,8 +98,8 @@ def _pill(agent: Drawn, x: float, y: float, width: int, best: bool, highest: flo
 def _places(agents: Sequence[Drawn]) -> Mapping[int, tuple[int, int, int | None]]:
     """Agent -> (column, row, its place among the failed that share a pill's room, None for others).
 
-    A subtree lies as high as what is above it allows: in each column, and in each gap between two
-    columns, where the trunk of a node's children runs, it begins below what is there.
+    A subtree lies as high as what is above it allows: in each column it begins below what is there. So
+    no line crosses the trunk that a node's children hang from, which ends at the last of them.
     """
     known = {agent.id for agent in agents}
     children: dict[int | None, list[Drawn]] = {}
@@ -110,7 +110,7 @@ def _places(agents: Sequence[Drawn]) -> Mapping[int, tuple[int, int, int | None]
     }
     size: dict[int, int] = {}
     # a chain of a thousand agents is a run too, so nothing here is recursive
-    order = [root for root in children.get(None, [])]
+    order = list(children.get(None, []))
     for agent in order:
         order += children.get(agent.id, [])
     for agent in reversed(order):
@@ -131,18 +131,15 @@ def _places(agents: Sequence[Drawn]) -> Mapping[int, tuple[int, int, int | None]
     for agent in order:
         columns |= {child.id: columns[agent.id] + 1 for child in children.get(agent.id, [])}
     below: dict[int, list[tuple[tuple[int, ...], int]]] = {}  # agent -> (group, rows under it)
-    outline: dict[int, dict[int, tuple[int, int]]] = {}  # half column -> first and last row
+    outline: dict[int, dict[int, tuple[int, int]]] = {}  # column -> its first and last row
     for agent in reversed(order):
-        column = 2 * columns[agent.id]
-        taken, rows = {column: (0, 0)}, []
+        taken, rows = {columns[agent.id]: (0, 0)}, []
         for group in groups(agent.id):
             theirs = outline[group[0]]
             row = max([0, *(taken[c][1] + 1 - top for c, (top, _) in theirs.items() if c in taken)])
             rows.append((group, row))
             for c, (top, bottom) in theirs.items():
                 taken[c] = (min(taken.get(c, (top + row,))[0], top + row), bottom + row)
-        if rows:
-            taken[column + 1] = (0, max(row for _, row in rows))
         below[agent.id], outline[agent.id] = rows, taken
         for child in children.get(agent.id, []):
             del outline[child.id]

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launch import cli
@@ -17,7 +17,8 @@ from selfevolve_jax import run_dir
 from selfevolve_jax.dgm import events
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.report import dgm_run, tree_diff, untrusted
-from selfevolve_jax.report.dgm_run import best_of, load, watch, write_page
+from selfevolve_jax.report.dgm_load import best_of, load
+from selfevolve_jax.report.dgm_run import watch, write_page
 from selfevolve_jax.report.lineage_figure import Drawn, colour, lineage
 
 ROOT = Path(run_dir.__file__).parents[1]
@@ -351,6 +352,12 @@ def test_a_log_beside_the_config_is_an_arm(tmp_path):
     assert "-b = 2" in page(tmp_path).said("a0-2")
 
 
+def test_a_parent_that_no_event_has_made_is_named(tmp_path):
+    small(tmp_path).child(4, 5, None)
+    with pytest.raises(UserError, match=r"agent 4 has parent 5, which is none before it"):
+        write_page(tmp_path)
+
+
 def test_a_damaged_log_is_named(tmp_path):
     made = small(tmp_path)
     made.tried(77, "p0", True)
@@ -414,8 +421,17 @@ def test_what_is_cut_is_counted_and_its_file_named(tmp_path):
     assert "Log of the self-modification 10.5 MB, of which 10.5 MB are left out" in told
 
 
+def test_where_not_all_attempts_have_room_the_unsolved_are_shown(tmp_path, monkeypatch):
+    small(tmp_path).end(best=2)
+    monkeypatch.setattr(dgm_run, "ATTEMPTS", 1)
+    told = page(tmp_path).said("a0-2")
+    assert "Attempts 1 of 4, those unsolved first" in told and "my patch" in told
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=3000), st.integers(20, 400))
+@example(b'"' * 3000, 400)  # five bytes each, once escaped
+@example(b'"' * 300, 400)
 def test_an_excerpt_is_no_longer_than_it_may_be(tmp_path_factory, data, most):
     folder = tmp_path_factory.mktemp("texts")
     (folder / "x").mkdir()
@@ -476,6 +492,8 @@ def test_an_agents_attributes_and_a_repositorys_commands_hide_nothing(tmp_path):
     git(made.repository, "update-ref", "HEAD", new)  # where newer gits look for attributes
     for key in ("diff.external", "diff.evil.command", "diff.evil.textconv", "core.fsmonitor"):
         git(made.repository, "config", key, f"touch {tmp_path}/obeyed; echo")
+    (made.repository / "info").mkdir(exist_ok=True)
+    (made.repository / "info" / "attributes").write_text("*.py diff=evil\n")
     found = tree_diff.diff(made.repository, old, new, 9999)
     assert "-old\n+new\n" in found.text and not (tmp_path / "obeyed").exists()
 
