@@ -82,7 +82,7 @@ def run_arm(
     Raises work.Stopped."""
     arm = Arm(recipe, plan, folder, tools, first, stop, say)
     try:
-        arm.append("run", seed=recipe.seed)
+        arm.append("run", seed=recipe.seed, excluded=dict(tools.benchmark.excluded))
         try:
             if 0 not in arm.nodes:
                 commit = trees.put(arm.repository, 0, first, None)

@@ -3,7 +3,7 @@ are folds over it (archive.py).
 
 RUN/events.jsonl, one JSON object a line, each with "event" and "time" (seconds since 1970):
 
-    run          seed                     first line of a run, and of each resume
+    run          seed, excluded: {task or group: why}: first line of a run, and of each resume
     selected     generation, parents: [id, …]
     child        agent, parent, generation, slot, tree: commit | null, reason, entry, diagnosis, flags,
                  usage: {calls, tokens_in, tokens_out, dollars}, seconds,
