@@ -48,8 +48,8 @@ class PatchError(Exception):
 
 def diff(before: Tree, after: Tree, box: Box) -> str:
     """A patch for `git apply` and for apply(): unified, three lines of context; "" for no change.
-    Raises PatchError for a changed file that is not text (UTF-8 without NUL) or has a name that git does
-    not take, and for a patch over MOST_BYTES; SandboxError."""
+    Raises PatchError for a changed file that is not text (UTF-8 without NUL) or has a name git does not
+    take, and for a patch over MOST_BYTES; SandboxError."""
     changed = [path for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
     if not changed:
         return ""
