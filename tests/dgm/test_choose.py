@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -57,14 +58,17 @@ def test_workers_are_checked():
         open_box(workers=0)
 
 
-def test_a_bwrap_that_does_not_start_is_a_refusal(monkeypatch, tmp_path):
+def test_a_bwrap_that_does_not_start_is_a_refusal(monkeypatch, request):
     """A real start is tried: here the program is there and fails, as where user namespaces are off."""
-    broken = tmp_path / "bwrap"
+    folder = Path(tempfile.mkdtemp(prefix="selfevolve-test-"))
+    folder.chmod(0o755)  # the slot's uid can enter it
+    request.addfinalizer(lambda: shutil.rmtree(folder))
+    broken = folder / "bwrap"
     broken.write_text(
         "#!/bin/sh\necho 'bwrap: No permissions to create a new namespace' >&2; exit 1\n"
     )
     broken.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(UserError, match=r"cannot start.*No permissions.*max_user_namespaces"):
         open_box("bubblewrap")
 
