@@ -131,7 +131,7 @@ class Endpoint:
             stop or threading.Event()
         )  # tenacity wants an Event, and uses these two of it
         backoff = self.config.backoff_s
-        growing = tenacity.wait_exponential_jitter(backoff, _WAIT_AT_MOST_S, 2, backoff / 4)
+        growing = tenacity.wait_exponential(backoff) + tenacity.wait_random(0, backoff / 4)
 
         def wait(state: tenacity.RetryCallState) -> float:
             assert state.outcome is not None
@@ -236,7 +236,7 @@ class Endpoint:
 
     def _refuse(self, error: Any) -> NoReturn:
         status, said = error.status_code, self._said(error)
-        if status == 429 and error.code == "insufficient_quota":
+        if status == 429 and getattr(error, "code", None) == "insufficient_quota":
             raise Misplaced(f"{self._named()} refuses: {said}. Fix: add credit to that account.")
         if status in _AGAIN or status >= 500:
             raise _Again(
@@ -261,6 +261,8 @@ class Endpoint:
 
     def _said(self, error: Any) -> str:
         body = error.body
+        if isinstance(body, dict):
+            body = body.get("error") or body  # OpenAI's client has taken that step
         text = (
             str(body.get("message") or body) if isinstance(body, dict) else str(body or "no reason")
         )

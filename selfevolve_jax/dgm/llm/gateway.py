@@ -33,6 +33,7 @@ from selfevolve_jax.llm.endpoint import Answer, Down, Refused, Stop
 PATH = "/v1/chat/completions"
 CONNECTIONS = 16  # of one job at a time; more are closed as they come
 _LONGEST_PATH = 107  # bytes, of a unix socket's
+_DRAINED = 1024  # times at most 64 KiB
 
 # (request, stop, what it costs goes here) -> the answer. Raises Down, Refused, BudgetSpent, UserError.
 Ask = Callable[[Mapping[str, Any], Stop, Callable[[Usage], None]], Answer]
@@ -173,6 +174,12 @@ class Session:
         try:
             with contextlib.suppress(OSError):  # it has hung up
                 _Handler(connection, self)
+                # What was refused unread is read now: else the client, still sending, would find its
+                # connection broken in place of the reply.
+                connection.shutdown(socket.SHUT_WR)
+                for _ in range(_DRAINED):
+                    if not connection.recv(1 << 16):
+                        break
         finally:
             with self._changed:
                 self._connections.discard(connection)

@@ -60,6 +60,7 @@ class OpenModels:
     ) -> tuple[str, Usage]:
         """As in the contract. The text may be empty. Refused (a UserError) where the endpoint answers,
         but not this request; UserError where it will answer none."""
+        self._config.of(role)  # is there such a role?
         spent: list[Usage] = []
         try:
             answer = self._call(role, purpose, {"messages": list(messages)}, None, spent.append)
@@ -71,10 +72,11 @@ class OpenModels:
     def session(self, role: str, purpose: str) -> Iterator[gateway.Session]:
         """As in the contract. What befell the job's calls and is not its fault is raised on leaving:
         Unavailable, BudgetSpent (if a call was denied), UserError. An error from inside goes first."""
+        model = self._config.of(role)
         self._check_budget()
         session = gateway.Session(
             ask=functools.partial(self._call, role, purpose),
-            most_tokens=self._config.of(role).max_tokens,
+            most_tokens=model.max_tokens,
             budget=self._config.budget,
             model=role,
             folder=self._folder,
@@ -105,21 +107,22 @@ class OpenModels:
         """An agent must not be blamed for an endpoint that failed, nor be able to escape its verdict by
         a request that makes one fail. So after a failure that may be either's fault a plain request
         tells: if that is answered, and this one once more is not, it is the request."""
-        endpoint = self._endpoints[role]
-        attempts = None
-        while True:
+        ask = self._endpoints[role].ask
+        for attempts in (None, 1):
             self._check_budget()
-            ask = functools.partial(endpoint.ask, request, attempts=attempts, stop=stop)
+            this = functools.partial(ask, request, attempts=attempts, stop=stop)
             try:
-                return self._logged(role, request, purpose, ask, count)
+                return self._logged(role, request, purpose, this, count)
             except Failed as error:
                 if not error.doubtful:
                     raise
-                if attempts is not None:
-                    raise Refused(f"{error} (but a plain request is answered)") from error
-            plain = functools.partial(endpoint.ask, PLAIN, attempts=1)
-            self._logged(role, PLAIN, f"probe: {purpose}", plain)
-            attempts = 1
+                failed = error
+            if attempts is None:
+                plain = functools.partial(ask, PLAIN, attempts=1)
+                self._logged(role, PLAIN, f"probe: {purpose}", plain)
+                if stop is not None and stop.is_set():
+                    break  # nobody waits for the answer
+        raise Refused(f"{failed} (but a plain request is answered)") from failed
 
     def _logged(
         self,
