@@ -222,6 +222,8 @@ def test_collect_names_what_is_compared_and_copied():
     assert got.repo == {"src/a": b"1\n"} and not got.empty
     _, got = solve("Done.", repo={"src/a": b"0", "other": b"0"}, collect=("src/a",))
     assert got.empty and got.repo == {"src/a": b"0"}
+    _, got = solve("Done.", repo={"a": b"0", ".git/HEAD": b"0"})
+    assert got.empty and got.repo == {"a": b"0"}
 
 
 class Gives:
