@@ -127,9 +127,8 @@ class Endpoint:
 
         body = self._body(request)
         attempts = attempts or self.config.attempts
-        stopped: Any = (
-            stop or threading.Event()
-        )  # tenacity wants an Event, and uses these two of it
+        # tenacity asks for an Event, and uses no more of it than a Stop has
+        stopped: Any = stop or threading.Event()
         backoff = self.config.backoff_s
         growing = tenacity.wait_exponential(backoff) + tenacity.wait_random(0, backoff / 4)
 
@@ -203,24 +202,19 @@ class Endpoint:
         """The body of the reply. Read here and not by the client: that has no bound in bytes, and its
         time limit is between two bytes."""
         sdk, limit = self._sdk, self.config.timeout_s
-        api = (
-            self._client.messages
-            if self.config.api == "anthropic"
-            else self._client.chat.completions
-        )
+        client = self._client
+        api = client.messages if self.config.api == "anthropic" else client.chat.completions
+        create = api.with_streaming_response.create
         deadline, data = time.monotonic() + limit, bytearray()
         try:
-            with api.with_streaming_response.create(
-                **body, extra_headers=self._headers
-            ) as response:
+            with create(**body, extra_headers=self._headers) as response:
                 for chunk in response.iter_bytes():
                     data += chunk
                     if time.monotonic() > deadline:
                         raise _Again(f"no whole reply within {limit:g} s")
                     if len(data) > LARGEST_REPLY:
-                        raise Down(
-                            f"{self._named()}: a reply of more than {LARGEST_REPLY} bytes", True
-                        )
+                        reason = f"{self._named()}: a reply of more than {LARGEST_REPLY} bytes"
+                        raise Down(reason, doubtful=True)
         except sdk.APITimeoutError as error:
             raise _Again(f"no reply within {limit:g} s") from error
         except sdk.APIConnectionError as error:
@@ -239,9 +233,8 @@ class Endpoint:
         if status == 429 and getattr(error, "code", None) == "insufficient_quota":
             raise Misplaced(f"{self._named()} refuses: {said}. Fix: add credit to that account.")
         if status in _AGAIN or status >= 500:
-            raise _Again(
-                f"HTTP {status}: {said}", _asked_wait(error.response.headers), status != 429
-            )
+            asked = _asked_wait(error.response.headers)
+            raise _Again(f"HTTP {status}: {said}", asked, doubtful=status != 429)
         if status < 400:
             where = error.response.headers.get("location", "elsewhere")
             raise Misplaced(f"{self.config.address} sends on to {where}. Give that as base_url.")
@@ -263,10 +256,8 @@ class Endpoint:
         body = error.body
         if isinstance(body, dict):
             body = body.get("error") or body  # OpenAI's client has taken that step
-        text = (
-            str(body.get("message") or body) if isinstance(body, dict) else str(body or "no reason")
-        )
-        data = self.hide(text.encode("utf-8", "replace"))
+            body = body.get("message") or body
+        data = self.hide(str(body or "no reason").encode("utf-8", "replace"))
         return _printable(data.decode("utf-8", "replace"))[:300]
 
     def _models(self) -> str:
@@ -324,17 +315,14 @@ def _read_openai(reply: Any) -> _Parsed:
         text = _joined(text)
     if not isinstance(text, str | None):
         raise TypeError
-    calls = [
-        {
-            "id": str(call["id"]),
-            "type": "function",
-            "function": {
-                "name": str(call["function"]["name"]),
-                "arguments": str(call["function"]["arguments"]),
-            },
-        }
-        for call in message.get("tool_calls") or ()
-    ]
+    calls = []
+    for number, call in enumerate(message.get("tool_calls") or ()):
+        call_id = str(call.get("id") or f"call_{number}")
+        name, arguments = call["function"]["name"], call["function"]["arguments"]
+        if not isinstance(arguments, str):  # a few servers give the object itself
+            arguments = json.dumps(arguments)
+        function = {"name": str(name), "arguments": arguments}
+        calls.append({"id": call_id, "type": "function", "function": function})
     usage = reply.get("usage") or {}
     counts = [usage.get("prompt_tokens"), usage.get("completion_tokens")]
     return text, calls, str(choice.get("finish_reason") or "stop"), counts
@@ -372,9 +360,8 @@ def _anthropic(body: Mapping[str, Any]) -> dict[str, Any]:
             unknown |= {f"messages of {message['role']!r}"}
     if unknown:
         raise Refused(f"with Anthropic's API there is no {', '.join(sorted(unknown))} here")
-    sent = {
-        name: body[name] for name in ("model", "max_tokens", "temperature", "top_p") if name in body
-    }
+    same = {"model", "max_tokens", "temperature", "top_p"} & body.keys()
+    sent = {name: body[name] for name in same}
     if told:
         sent["system"] = "\n\n".join(told)
     if "stop" in body:

@@ -251,7 +251,7 @@ def test_preflight_asks_each_endpoint_once(tmp_path):
 def test_preflight_says_what_is_wrong_once(tmp_path):
     with OpenAIServer([], key=KEY) as server:
         models = open_models(ModelsConfig(model(server), model(server, "z")), tmp_path)
-        with pytest.raises(UserError, match=r"z at .* HTTP 404: no such model\. It has: m"):
+        with pytest.raises(UserError, match=r"the diagnosis model: z .* HTTP 404: .*\. It has: m"):
             server.answers = ["yes I can"]
             models.preflight(lambda _: None)
         models.close()

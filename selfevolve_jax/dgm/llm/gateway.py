@@ -77,8 +77,8 @@ class Session:
             return self._usage
 
     def close(self, wait: bool = True) -> None:
-        """Hangs up. wait: until calls under way have ended, at most one try's time; they cost money and
-        are logged either way."""
+        """Hangs up. wait: until calls under way have ended, which are not tried again; they cost money
+        and are logged either way."""
         with self._changed:
             if self._closed:
                 return

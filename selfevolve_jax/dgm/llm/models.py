@@ -33,9 +33,8 @@ class OpenModels:
 
     def __init__(self, config: ModelsConfig, run: str | os.PathLike[str]) -> None:
         self._config = config
-        distinct = {
-            config.of(role): role for role in reversed(ROLES)
-        }  # the first role's name stays
+        # One endpoint for roles that share it, under the first one's name.
+        distinct = {config.of(role): role for role in reversed(ROLES)}
         endpoints = {model: _opened(model, role) for model, role in distinct.items()}
         self._endpoints = {role: endpoints[config.of(role)] for role in ROLES}
         self._distinct = {role: endpoints[model] for model, role in distinct.items()}
@@ -52,7 +51,10 @@ class OpenModels:
         BudgetSpent."""
         for role, endpoint in reversed(self._distinct.items()):
             self._check_budget()
-            answer = self._logged(role, PLAIN, "preflight", endpoint.preflight)
+            try:
+                answer = self._logged(role, PLAIN, "preflight", endpoint.preflight)
+            except Failed as error:
+                raise UserError(f"the {role} model: {error}") from error
             say(f"{role}: {endpoint.described(answer)}")
 
     def chat(
@@ -122,7 +124,8 @@ class OpenModels:
                 self._logged(role, PLAIN, f"probe: {purpose}", plain)
                 if stop is not None and stop.is_set():
                     break  # nobody waits for the answer
-        raise Refused(f"{failed} (but a plain request is answered)") from failed
+        reason = f"{failed} (but a plain request is answered)"
+        raise Refused(reason, said="the model's server fails at this request") from failed
 
     def _logged(
         self,
