@@ -3,6 +3,7 @@ next job runs as ever."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -37,7 +38,7 @@ def box():
 
 @pytest.fixture(autouse=True)
 def unharmed(box: Bubblewrap):
-    """After every test: no process, group, mount or file of the sandbox's is left, and it still works."""
+    """After every test nothing of the sandbox's is left on the host, and it still works."""
     mounts = Path("/proc/self/mountinfo").read_text()
     yield
     assert processes(box) == []
@@ -385,10 +386,8 @@ print(json.dumps([
             ["lo"],
         ]
         for listening in (server, abstract):
-            try:
+            with contextlib.suppress(BlockingIOError):
                 heard.append(listening.accept())
-            except BlockingIOError:
-                pass
         abstract.close()
     assert heard == []
 
@@ -408,8 +407,9 @@ import socket
 reached = []
 for path in {[path, *paths]!r}:
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
-        try: socket.socket(socket.AF_UNIX, kind).connect(path.replace("@", "\\0", 1)); reached.append(path)
-        except OSError: pass
+        try: socket.socket(socket.AF_UNIX, kind).connect(path.replace("@", "\\0", 1))
+        except OSError: continue
+        reached.append(path)
 print(reached)
 """
             assert told(run(box, code)) == []
@@ -476,7 +476,8 @@ arm = platform.machine() == "aarch64"
 number = lambda x86, aarch64: aarch64 if arm else x86
 def call(nr, *arguments):
     ctypes.set_errno(0)
-    got = libc.syscall(ctypes.c_long(nr), *[a if isinstance(a, bytes) else ctypes.c_ulong(a) for a in arguments])
+    arguments = [a if isinstance(a, bytes) else ctypes.c_ulong(a) for a in arguments]
+    got = libc.syscall(ctypes.c_long(nr), *arguments)
     return errno.errorcode.get(ctypes.get_errno(), "none") if got == -1 else "done"
 def tries(what):
     try: what(); return "done"
@@ -650,7 +651,8 @@ os.mkdir("real"); open("real/f", "w").write("real")
 os.symlink("/etc", "link")
 if os.fork() == 0:
     while True:
-        os.rename("real", "x"); os.rename("link", "real"); os.rename("real", "link"); os.rename("x", "real")
+        os.rename("real", "x"); os.rename("link", "real")
+        os.rename("real", "link"); os.rename("x", "real")
 time.sleep(0.2)
 """
     for _ in range(5):
@@ -740,7 +742,8 @@ sys.path[:0] = {path!r}
 from selfevolve_jax.dgm.sandbox.bubblewrap import open_bubblewrap
 from selfevolve_jax.dgm.sandbox.job import Job, Limits
 box = open_bubblewrap(1)
-threading.Thread(target=box.run, args=(Job(("sleep", "300"), limits=Limits(wall_s=300)),), daemon=True).start()
+job = Job(("sleep", "300"), limits=Limits(wall_s=300))
+threading.Thread(target=box.run, args=(job,), daemon=True).start()
 time.sleep(0.5)
 print(box.slots[0].uid, flush=True)
 time.sleep(300)
@@ -796,8 +799,10 @@ with open_bubblewrap(1) as box:
         run("bytearray(200 << 20)", memory_mib=100).exit_code,
         run("open('/etc/shadow')").exit_code,
     ]
-    taken = box.run(Job(("sh", "-c", "cat a/b > c; ln -s c d"), files={{"a/b": b"x"}}, collect=(".",)))
-    print(json.dumps([said, sorted(taken.files), taken.refused, [u.split(":")[0] for u in box.unenforced]]))
+    job = Job(("sh", "-c", "cat a/b > c; ln -s c d"), files={{"a/b": b"x"}}, collect=(".",))
+    taken = box.run(job)
+    unenforced = [line.split(":")[0] for line in box.unenforced]
+    print(json.dumps([said, sorted(taken.files), taken.refused, unenforced]))
 """
 
 

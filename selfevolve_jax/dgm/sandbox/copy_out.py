@@ -14,6 +14,9 @@ from collections.abc import Iterator, Sequence
 OPENAT2 = 437  # on every architecture
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
 DEPTH = 64  # folders deeper than this are refused
+LINK = "a symbolic link"
+NOT_REGULAR = "not a regular file"
+NOT_UTF8 = "its name is not UTF-8"
 HARD_LINK = "it has more than one name (a hard link)"
 REFUSED = 200  # refusals listed one by one; the rest is counted
 
@@ -106,7 +109,7 @@ def _read(work: int, path: bytes, left: int, room: bool) -> tuple[bytes, str]:
     try:
         path.decode()
     except UnicodeDecodeError:
-        return b"", "its name is not UTF-8"
+        return b"", NOT_UTF8
     try:
         # O_NONBLOCK: a fifo must not make us wait; O_PATH first would be two calls for each file
         fd = open_beneath(work, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
@@ -115,7 +118,7 @@ def _read(work: int, path: bytes, left: int, room: bool) -> tuple[bytes, str]:
     with open(fd, "rb", buffering=0) as file:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            return b"", "not a regular file"
+            return b"", NOT_REGULAR
         if found.st_nlink != 1:
             return b"", HARD_LINK
         if not room:
@@ -127,5 +130,5 @@ def _read(work: int, path: bytes, left: int, room: bool) -> tuple[bytes, str]:
 
 
 def _reason(e: OSError) -> str:
-    links = {errno.ELOOP: "a symbolic link", errno.EXDEV: "it leads out of /work"}
+    links = {errno.ELOOP: LINK, errno.EXDEV: "it leads out of /work"}
     return links.get(e.errno or 0) or (e.strerror or "it cannot be opened")
