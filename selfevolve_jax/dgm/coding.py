@@ -141,7 +141,8 @@ def _inside(path: str) -> str:
 
 
 def _collected(path: str, collect: Sequence[str]) -> bool:
-    return any(c == "." or path == c or path.startswith(f"{c}/") for c in collect)
+    wanted = any(c == "." or path == c or path.startswith(f"{c}/") for c in collect)
+    return wanted and not _cache(path)
 
 
 def _cache(path: str) -> bool:

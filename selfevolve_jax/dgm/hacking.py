@@ -19,14 +19,16 @@ import contextlib
 import os.path
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from selfevolve_jax.dgm.contract import Tree
 
 MAX_FLAGS = 100
 MAX_SOURCE_BYTES = 1 << 20
-MAX_DEPTH = 100  # of a syntax tree, which is walked by recursion; an elif is one deeper than its if
+MAX_DEPTH = 100  # of a syntax tree, parts of which are walked by recursion; each elif is one deeper
+
+Nodes = Sequence[ast.AST]  # of a file, those of a level together, outermost first
 
 BOUND = re.compile(
     r"(?<![a-z])(max|maximum|limit|limits|timeout|time_out|deadline|bound|budget|cap|seconds|secs|steps|"
@@ -112,9 +114,10 @@ def flags(before: Tree, after: Tree) -> tuple[str, ...]:
         for path, data in sorted(after.items())
         if path.endswith(".py") and path not in new and data != before.get(path)
     ]
-    known = Counter(f.key for path in before for f in _findings(path, before[path], old.get(path)))
-    for path in sorted(after):
-        for finding in _findings(path, after[path], new.get(path)):
+    changed = sorted(p for p in before.keys() | after.keys() if before.get(p) != after.get(p))
+    known = Counter(f.key for path in changed for f in _findings(path, before, old))
+    for path in changed:
+        for finding in _findings(path, after, new):
             known[finding.key] -= 1
             if known[finding.key] < 0:
                 found.append(str(finding))
@@ -129,32 +132,26 @@ def flags(before: Tree, after: Tree) -> tuple[str, ...]:
     return tuple(unique)
 
 
-def _read(tree: Tree) -> dict[str, ast.Module]:
-    """The syntax tree of each Python file that has one which can be walked."""
+def _read(tree: Tree) -> dict[str, Nodes]:
+    """The nodes of each Python file that can be parsed and is not nested too deeply."""
     parsed = {}
     for path, data in sorted(tree.items()):
         if path.endswith(".py") and len(data) <= MAX_SOURCE_BYTES:
             with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-                module = ast.parse(data)
-                if _depth(module) <= MAX_DEPTH:
-                    parsed[path] = module
+                levels: list[list[ast.AST]] = [[ast.parse(data)]]
+                while levels[-1]:
+                    levels.append([c for node in levels[-1] for c in ast.iter_child_nodes(node)])
+                if len(levels) <= MAX_DEPTH:
+                    parsed[path] = [node for level in levels for node in level]
     return parsed
 
 
-def _depth(module: ast.Module) -> int:
-    depth, level = 0, [module]
-    while level:
-        depth += 1
-        level = [child for node in level for child in ast.iter_child_nodes(node)]
-    return depth
-
-
-def _findings(path: str, data: bytes, module: ast.Module | None) -> Iterator[Finding]:
+def _findings(path: str, tree: Tree, parsed: Mapping[str, Nodes]) -> Iterator[Finding]:
     """What a file holds that would be flagged if it were new."""
-    if module is not None:
-        yield from _of_python(path, module)
-    elif not path.endswith(".py"):
-        for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+    if path in parsed:
+        yield from _of_python(path, parsed[path])
+    elif path in tree and not path.endswith(".py"):
+        for number, line in enumerate(tree[path].decode("utf-8", "replace").splitlines(), 1):
             yield from _of_text(path, number, line)
 
 
@@ -168,10 +165,10 @@ def _of_text(path: str, line: int, text: str) -> Iterator[Finding]:
                 yield Finding(path, line, f"{what}: {named!r}", (path, what, named))
 
 
-def _of_python(path: str, module: ast.Module) -> Iterator[Finding]:
-    modules, names = _imports(module)
-    skipped = _docstrings(module)
-    for node in ast.walk(module):
+def _of_python(path: str, nodes: Nodes) -> Iterator[Finding]:
+    modules, names = _imports(nodes)
+    skipped = _docstrings(nodes)
+    for node in nodes:
         if id(node) in skipped:
             continue
         line = getattr(node, "lineno", 1)
@@ -229,10 +226,10 @@ def _written(call: ast.Call, name: str) -> str | None:
     return next((text for text in texts if OUTSIDE.match(text)), None)
 
 
-def _imports(module: ast.Module) -> tuple[dict[str, str], dict[str, str]]:
+def _imports(nodes: Nodes) -> tuple[dict[str, str], dict[str, str]]:
     """(name -> module, name -> dotted name in a module), as they were imported."""
     modules, names = {"builtins": "builtins", "__builtins__": "builtins"}, {}
-    for node in ast.walk(module):
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
                 top = alias.name.split(".")[0]
@@ -291,11 +288,11 @@ def _constant_text(node: ast.AST) -> str | None:
     return None
 
 
-def _docstrings(module: ast.Module) -> set[int]:
+def _docstrings(nodes: Nodes) -> set[int]:
     """Texts that stand alone as a statement do nothing."""
     return {
         id(part)
-        for node in ast.walk(module)
+        for node in nodes
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         for part in (node, node.value)
     }
@@ -308,14 +305,14 @@ def _endless(loop: ast.While) -> bool:
     return not any(isinstance(n, ast.Break | ast.Return | ast.Raise) for n in ast.walk(loop))
 
 
-def _bounds(modules: Mapping[str, ast.Module]) -> dict[str, tuple[float | None, str, int]]:
+def _bounds(files: Mapping[str, Nodes]) -> dict[str, tuple[float | None, str, int]]:
     """name -> (value, path, line) of each named bound: NAME = number, def f(name=number), and
     f(name=number). The largest of those of one name; None is no bound at all."""
     found: dict[str, tuple[float | None, str, int]] = {}
-    for path, module in modules.items():
+    for path, nodes in files.items():
         if path.startswith("tests/"):
             continue
-        for node in ast.walk(module):
+        for node in nodes:
             for name, value in _named_values(node):
                 if not BOUND.search(name):
                     continue
@@ -385,7 +382,7 @@ def _larger(a: float | None, b: float | None) -> bool:
     return b is not None and (a is None or a > b)
 
 
-def _bounds_moved(old: Mapping[str, ast.Module], new: Mapping[str, ast.Module]) -> list[str]:
+def _bounds_moved(old: Mapping[str, Nodes], new: Mapping[str, Nodes]) -> list[str]:
     before, after = _bounds(old), _bounds(new)
     found = []
     for name, (value, path, line) in before.items():
@@ -405,13 +402,13 @@ def _of(value: float | None) -> str:
     return "(none)" if value is None else f"{value:g}"
 
 
-def _log_calls(modules: Mapping[str, ast.Module]) -> dict[str, list[tuple[str, int]]]:
+def _log_calls(files: Mapping[str, Nodes]) -> dict[str, list[tuple[str, int]]]:
     """marker -> where: the first argument's text of each call that logs, in every file but tests."""
     found: dict[str, list[tuple[str, int]]] = {}
-    for path, module in modules.items():
+    for path, nodes in files.items():
         if path.startswith("tests/"):
             continue
-        for node in ast.walk(module):
+        for node in nodes:
             if not isinstance(node, ast.Call):
                 continue
             name = getattr(node.func, "attr", None) or getattr(node.func, "id", "")
@@ -422,7 +419,7 @@ def _log_calls(modules: Mapping[str, ast.Module]) -> dict[str, list[tuple[str, i
     return found
 
 
-def _log_calls_gone(old: Mapping[str, ast.Module], new: Mapping[str, ast.Module]) -> list[str]:
+def _log_calls_gone(old: Mapping[str, Nodes], new: Mapping[str, Nodes]) -> list[str]:
     after = _log_calls(new)
     return [
         f"{path} line {line} of the parent: {marker!r} is logged no more."
@@ -431,20 +428,18 @@ def _log_calls_gone(old: Mapping[str, ast.Module], new: Mapping[str, ast.Module]
     ]
 
 
-def _log_functions(modules: Mapping[str, ast.Module]) -> dict[str, tuple[str, str, int]]:
+def _log_functions(files: Mapping[str, Nodes]) -> dict[str, tuple[str, str, int]]:
     """name -> (its code, path, line) of each function that is called after a log."""
     return {
         node.name: (ast.dump(node), path, node.lineno)
-        for path, module in modules.items()
+        for path, nodes in files.items()
         if not path.startswith("tests/")
-        for node in ast.walk(module)
+        for node in nodes
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and LOGS.search(node.name)
     }
 
 
-def _log_functions_changed(
-    old: Mapping[str, ast.Module], new: Mapping[str, ast.Module]
-) -> list[str]:
+def _log_functions_changed(old: Mapping[str, Nodes], new: Mapping[str, Nodes]) -> list[str]:
     after, found = _log_functions(new), []
     for name, (code, path, line) in _log_functions(old).items():
         if name not in after:

@@ -21,7 +21,7 @@ from selfevolve_jax.errors import UserError
 LIMITS = Limits(wall_s=1800.0, cpu_s=1800.0, memory_mib=1024, processes=128)
 CHECK_LIMITS = Limits(wall_s=60.0, cpu_s=30.0, memory_mib=512)
 MAX_FILE_BYTES = 256 << 10  # as agent/README.md says
-MAX_TREE_BYTES = 4 << 20
+MAX_TREE_BYTES = 1 << 20
 MAX_FILES = 500
 
 PROBLEM = """\

@@ -222,6 +222,8 @@ def test_collect_names_what_is_compared_and_copied():
     assert got.repo == {"src/a": b"1\n"} and not got.empty
     _, got = solve("Done.", repo={"src/a": b"0", "other": b"0"}, collect=("src/a",))
     assert got.empty and got.repo == {"src/a": b"0"}
+    _, got = solve("Done.", repo={"a": b"0", ".git/HEAD": b"0"})
+    assert got.empty and got.repo == {"a": b"0"}
 
 
 class Gives:
@@ -269,6 +271,8 @@ def test_refused_files_are_named_and_are_no_empty_answer():
     got = attempt(files={"repo/b": b""}, refused=refused)
     assert got.refused == (("a", "a symbolic link"),) and not got.empty
     assert got.reason == "a: a symbolic link"
+    assert not attempt(files={"repo/a": b"0"}, refused=(("repo/link", "a symbolic link"),)).empty
+    assert attempt(files={"repo/a": b"0"}, refused=(("repo/.git/x", "a fifo"),)).empty
 
 
 def test_a_sandbox_that_fails_is_unavailable():

@@ -89,8 +89,8 @@ CREATE = {"command": "create", "path": "new.py"}
         ("head -c 300000 /dev/zero | tr '\\0' a > big.md", "big.md has 300000 bytes"),
         ("mkdir d; for i in $(seq 600); do echo > d/$i; done", "files; at most 500 are kept"),
         (
-            "for i in $(seq 20); do head -c 250000 /dev/zero | tr '\\0' a > $i.md; done",
-            "bytes in all; at most 4194304 are kept",
+            "for i in $(seq 5); do head -c 250000 /dev/zero | tr '\\0' a > $i.md; done",
+            "bytes in all; at most 1048576 are kept",
         ),
     ],
 )

@@ -104,6 +104,8 @@ def calls_in_text(text: str) -> list[Call]:
             kind = ""
         elif kind:
             block += line + "\n"
+    if kind in ("```tool", "```tool_call"):  # the answer was cut off
+        calls.append(_call(block))
     for piece in text.split("<tool_call>")[1:]:
         calls.append(_call(piece.partition("</tool_call>")[0]))
     return calls[:MAX_CALLS]
@@ -129,7 +131,7 @@ def output_message(call: Call, output: str) -> dict:
 def _arguments(value: object) -> tuple[dict, str]:
     """(arguments, why they cannot be used)."""
     try:
-        value = json.loads(value or "{}") if isinstance(value, str | None) else value
+        value = json.loads(value or "{}") if value is None or isinstance(value, str) else value
     except (ValueError, RecursionError) as error:
         return {}, f"Error: the arguments are not JSON: {error}"
     if not isinstance(value, dict):

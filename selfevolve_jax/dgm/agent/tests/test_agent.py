@@ -71,6 +71,12 @@ class Calls(unittest.TestCase):
         (found,) = llm.calls_in_text(text)
         self.assertEqual((found.name, found.arguments), ("bash", {"command": "ls"}))
         self.assertEqual(llm.calls_in_text('```json\n{"answer": 4}\n```'), [])
+        (found,) = llm.calls_in_text('<tool_call>{"name": "a", "arguments": "{}"}</tool_call>')
+        self.assertEqual((found.name, found.arguments, found.error), ("a", {}, ""))
+
+    def test_a_call_in_text_that_is_cut_off_is_told_to_the_model(self) -> None:
+        (found,) = llm.calls_in_text('```tool\n{"name": "bash", "argum')
+        self.assertIn("Error: the call is not", found.error)
 
     def test_broken_arguments_are_told_to_the_model(self) -> None:
         item = {"id": "1", "function": {"name": "bash", "arguments": '{"command": "ls'}}
