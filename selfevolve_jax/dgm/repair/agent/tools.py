@@ -6,7 +6,6 @@ False where it finds none.
 
 import ast
 import random
-from typing import Any
 
 OPERATORS = {}
 SEARCHES = {}
@@ -36,7 +35,7 @@ class Draw(random.Random):
         return self.choices(nodes, [0.05 + self.heat.get(line(n), 0.0) for n in nodes])[0]
 
 
-def nodes(tree, *kinds) -> list[Any]:
+def nodes(tree, *kinds) -> list:
     """All nodes of some kinds, in the order of the text."""
     return [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
@@ -100,10 +99,7 @@ def loaded(node):
     )
 
 
-def copy(node) -> Any:
+def copy(node):
     """A copy of an expression or a statement."""
-    return ast.parse(ast.unparse(node)).body[0] if isinstance(node, ast.stmt) else _expr(node)
-
-
-def _expr(node):
-    return ast.parse(ast.unparse(node), mode="eval").body
+    parsed: list = ast.parse(ast.unparse(node)).body
+    return parsed[0] if isinstance(node, ast.stmt) else parsed[0].value
