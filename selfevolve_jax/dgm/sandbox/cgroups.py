@@ -79,7 +79,7 @@ class Group:
             (self.paths()[0] / "cgroup.kill").write_text("1")
             return
         if "pids" in self.folders:  # no new ones while the old ones are told
-            (self.folders["pids"] / "pids.max").write_text("0")
+            _write_if_there(self.folders["pids"] / "pids.max", "0")
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -122,19 +122,27 @@ def find(proc: Path = Path("/proc"), mounts: Path = Path("/proc/self/mountinfo")
 def make(where: Hierarchy, name: str, memory_bytes: int, processes: int) -> Group:
     """A group for one job. Raises OSError."""
     group = Group(where.version, {c: p / f"{owner()}-{name}" for c, p in where.parents.items()})
-    for path in group.paths():
-        path.mkdir(exist_ok=True)
+    try:
+        for path in group.paths():
+            path.mkdir()
+        _limit(group, memory_bytes, processes)
+    except OSError:
+        group.remove()
+        raise
+    return group
+
+
+def _limit(group: Group, memory_bytes: int, processes: int) -> None:
     if "pids" in group.folders:
         (group.folders["pids"] / "pids.max").write_text(str(processes))
     if memory := group.folders.get("memory"):
-        if where.version == 2:
+        if group.version == 2:
             (memory / "memory.max").write_text(str(memory_bytes))
             _write_if_there(memory / "memory.swap.max", "0")
             _write_if_there(memory / "memory.oom.group", "1")
         else:
             (memory / "memory.limit_in_bytes").write_text(str(memory_bytes))
             _write_if_there(memory / "memory.memsw.limit_in_bytes", str(memory_bytes))
-    return group
 
 
 def owner(pid: int | None = None) -> str:
@@ -148,14 +156,19 @@ def remove_leftovers(where: Hierarchy) -> int:
     found: dict[str, dict[str, Path]] = {}
     for controller, parent in where.parents.items():
         for path in parent.glob(PREFIX + "*"):
-            match = re.match(rf"{PREFIX}(\d+)-(\d+)-", path.name)
-            if match and match[2] != _started(int(match[1])):
+            if is_leftover(path.name):
                 found.setdefault(path.name, {})[controller] = path
     for folders in found.values():
         group = Group(where.version, folders)
         if group.kill():
             group.remove()
     return len(found)
+
+
+def is_leftover(name: str) -> bool:
+    """Named by owner() of a process that is gone."""
+    match = re.match(rf"{PREFIX}(\d+)-(\d+)-", name)
+    return match is not None and match[2] != _started(int(match[1]))
 
 
 def _started(pid: int) -> str:

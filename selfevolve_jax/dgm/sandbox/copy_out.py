@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 OPENAT2 = 437  # on every architecture
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
 DEPTH = 64  # folders deeper than this are refused
+HARD_LINK = "it has more than one name (a hard link)"
 REFUSED = 200  # refusals listed one by one; the rest is counted
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -46,8 +47,8 @@ def shown(name: bytes) -> str:
 def copy_out(
     work: int, wanted: Sequence[str], most_bytes: int, most_files: int
 ) -> tuple[dict[str, bytes], tuple[tuple[str, str], ...]]:
-    """Of the folder open as `work`: path -> content of what is at or below each wanted path, in order of
-    path, and (path, why) of what was refused. What is wanted and not there is neither."""
+    """Of the folder open as `work`: path -> content of what is at or below each wanted path, and
+    (path, why) of what was refused. What is wanted and not there is neither."""
     taken: dict[str, bytes] = {}
     refused: dict[str, str] = {}
     more = 0
@@ -116,7 +117,7 @@ def _read(work: int, path: bytes, left: int, room: bool) -> tuple[bytes, str]:
         if not stat.S_ISREG(found.st_mode):
             return b"", "not a regular file"
         if found.st_nlink != 1:
-            return b"", "it has more than one name (a hard link)"
+            return b"", HARD_LINK
         if not room:
             return b"", "more files than may be copied out"
         if found.st_size > left:
