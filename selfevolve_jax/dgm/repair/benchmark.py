@@ -63,6 +63,10 @@ class Repair:
         self._at_first: dict[str, dict[str, bool]] = {}
         self._lock = threading.Lock()
 
+    def tasks_with_cases(self) -> list[RepairTask]:
+        """All of a task: what no agent may see, too."""
+        return list(self._by_id.values())
+
     def describe(self, task: Task) -> str:
         """The faulty source and the visible cases."""
         t = self._by_id[task.id]

@@ -83,11 +83,11 @@ def same(value, expected, tolerance=0.0):
     if isinstance(expected, (int, float)):
         if not isinstance(value, (int, float)):
             return False
-        # not by abs() alone: a whole number may be too large for a float
-        return value == expected or (
-            isinstance(value, float)
-            and abs(value - expected) <= max(tolerance, 1e-9 * max(1, abs(expected)))
-        )
+        try:
+            off = abs(value - expected)
+            return value == expected or off <= max(tolerance, 1e-9 * max(1, abs(expected)))
+        except OverflowError:  # a whole number that is too large for a float
+            return False
     if isinstance(expected, list):
         return (
             isinstance(value, list)

@@ -67,6 +67,8 @@ def slots(tree, accept):
     found = []
     for parent in ast.walk(tree):
         for field, value in ast.iter_fields(parent):
+            if isinstance(parent, ast.JoinedStr) or field == "format_spec":
+                continue  # an f-string's own parts
             if isinstance(value, list):
                 found += [(parent, field, i) for i, v in enumerate(value) if accept(v)]
             elif isinstance(value, ast.AST) and accept(value):
@@ -93,9 +95,12 @@ def slot_line(slot):
 
 
 def loaded(node):
-    """Whether a node is an expression that is read (no name that is assigned to)."""
-    return isinstance(node, ast.expr) and not isinstance(
-        getattr(node, "ctx", None), (ast.Store, ast.Del)
+    """Whether a node is an expression that is read: no name that is assigned to, no part of an
+    f-string that cannot stand alone."""
+    return (
+        isinstance(node, ast.expr)
+        and not isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del))
+        and not isinstance(node, (ast.FormattedValue, ast.Slice))
     )
 
 

@@ -29,8 +29,8 @@ def substitute_expression(tree, draw):
     slot = draw.place(slots(tree, loaded), slot_line)
     if slot is None:
         return False
-    others = [node for node in nodes(tree, ast.expr) if loaded(node)]
-    put(slot, copy(draw.choice(others)))
+    other = draw.choice(slots(tree, loaded))
+    put(slot, copy(get(other)))
     return True
 
 
