@@ -53,7 +53,7 @@ class Clock:
 
 def define(source, entry):
     """The function `entry` of a source, freshly made."""
-    names = {"__name__": "candidate"}
+    names: dict = {"__name__": "candidate"}
     exec(compile(source, "candidate.py", "exec"), names)
     return names[entry]
 
