@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 from functools import partial
 
-CANDIDATE_CPU_S = 0.04  # all cases of one candidate; a right one needs under 1 ms
+CANDIDATE_CPU_S = 0.02  # all cases of one candidate; a right one needs under 1 ms
 CASE_CPU_S = 0.1  # one case, in grading
 MEMORY_BYTES = 400 << 20
 
