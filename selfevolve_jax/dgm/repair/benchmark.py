@@ -18,7 +18,8 @@ from typing import Any
 
 from selfevolve_jax.dgm.contract import Models, Result, Task, Tree, Unavailable
 from selfevolve_jax.dgm.repair import tasks, trial
-from selfevolve_jax.dgm.repair.tasks import RepairTask
+from selfevolve_jax.dgm.repair.quixbugs import read as read_quixbugs
+from selfevolve_jax.dgm.repair.tasks import Case, RepairTask
 from selfevolve_jax.dgm.sandbox.job import WORK, Box, Job, Limits, Outcome, SandboxError
 from selfevolve_jax.errors import UserError
 
@@ -45,7 +46,12 @@ class Repair:
 
     name = "repair"
 
-    def __init__(self, repair_tasks: Sequence[RepairTask], budget: int = BUDGET) -> None:
+    def __init__(
+        self,
+        repair_tasks: Sequence[RepairTask],
+        budget: int = BUDGET,
+        excluded: Mapping[str, str] | None = None,
+    ) -> None:
         if budget < 2:
             raise UserError(f"A repair budget of {budget} candidates: give 2 or more.")
         self._by_id = {t.task.id: t for t in repair_tasks}
@@ -53,9 +59,13 @@ class Repair:
             raise UserError("Two repair tasks have one id. Fix: name them apart.")
         self.budget = budget
         self.tasks = tuple(t.task for t in repair_tasks)
-        self.excluded: Mapping[str, str] = {}
+        self.excluded = dict(excluded or {})
         self._at_first: dict[str, dict[str, bool]] = {}
         self._lock = threading.Lock()
+
+    def tasks_with_cases(self) -> list[RepairTask]:
+        """All of a task: what no agent may see, too."""
+        return list(self._by_id.values())
 
     def describe(self, task: Task) -> str:
         """The faulty source and the visible cases."""
@@ -96,12 +106,16 @@ class Repair:
     def repair_job(self, agent: Tree, t: RepairTask, seed: int) -> Job:
         """The agent's job on a task. It sees no hidden case, and neither the fixed program nor the kind
         of fault."""
-        visible = [[c.arguments, c.expected] for n, c in t.cases.items() if n in t.visible]
+        visible = [
+            [c.arguments, c.expected, c.tolerance] for n, c in t.cases.items() if n in t.visible
+        ]
         task = {"entry": t.entry, "seed": seed, "budget": self.budget, "cases": visible}
         files = {f"agent/{path}": content for path, content in agent.items()}
         files["task/task.json"] = json.dumps(task).encode()
         files["task/source.py"] = t.source.encode()
         files["task/trial.py"] = _TRIAL
+        if t.adapter:
+            files["task/adapter.py"] = t.adapter.encode()
         argv = (*PYTHON, f"{WORK}/agent/repair.py", f"{WORK}/task", f"{WORK}/answer.py")
         return Job(argv, files, limits=REPAIR_LIMITS, collect=("answer.py",))
 
@@ -125,6 +139,8 @@ def grade(box: Box, t: RepairTask, answer: str) -> tuple[dict[str, bool], str, O
         "inputs.json": json.dumps({"entry": t.entry, "inputs": inputs}).encode(),
         "answer.py": answer.encode(),
     }
+    if t.adapter:
+        files["adapter.py"] = t.adapter.encode()
     outcome = run(box, Job((*PYTHON, f"{WORK}/trial.py", WORK), files, limits=GRADE_LIMITS))
     failed = dict.fromkeys(t.cases, False)
     report, broken = read_report(outcome.stdout, set(t.cases))
@@ -134,7 +150,7 @@ def grade(box: Box, t: RepairTask, answer: str) -> tuple[dict[str, bool], str, O
     reasons = []
     for name, case in t.cases.items():
         ok, value = report.get(name, (False, _ended(outcome) or "not reported"))
-        tests[name] = ok and _same(value, case.expected)
+        tests[name] = ok and _same(value, case)
         if not tests[name]:
             reasons.append(f"{name} ({'wrong value' if ok else value})")
     why = f"fails {len(reasons)} of {len(tests)} cases: {', '.join(reasons)}" if reasons else ""
@@ -173,9 +189,9 @@ def _partial(before: Mapping[str, bool], after: Mapping[str, bool]) -> float:
     return sum(after[name] for name in failed) / len(failed) if failed else 0.0
 
 
-def _same(value: Any, expected: Any) -> bool:
+def _same(value: Any, case: Case) -> bool:
     try:
-        return trial.same(value, expected)
+        return trial.same(value, case.expected, case.tolerance)
     except (RecursionError, OverflowError):
         return False
 
@@ -204,8 +220,8 @@ def printable(text: str) -> str:
 def benchmark(budget: int = BUDGET, quixbugs: str | None = None) -> Repair:
     """The benchmark with its seeded and hand-made tasks, and QuixBugs' where a folder is given."""
     found = [*tasks.seeded(), *tasks.transfer()]
+    excluded: Mapping[str, str] = {}
     if quixbugs is not None:
-        from selfevolve_jax.dgm.repair import quixbugs as module
-
-        found += module.read(quixbugs)
-    return Repair(found, budget)
+        of_quixbugs, excluded = read_quixbugs(quixbugs)
+        found += of_quixbugs
+    return Repair(found, budget, excluded)

@@ -189,7 +189,7 @@ def outcomes(source: str, program: Program) -> dict[str, bool] | None:
             with clock:
                 function = trial.define(source, program.entry)
                 value = trial.call(function, json.dumps(case.arguments))
-                results[name] = trial.same(value, case.expected)
+                results[name] = trial.same(value, case.expected, case.tolerance)
         except trial.TooSlow:
             return None
         except Exception:

@@ -79,8 +79,6 @@ class Genetic:
         if made.ended or made.exit_code != 0:
             return none(f"evolve.py failed: {_why(made)}")
         child = {path.removeprefix("child/"): data for path, data in made.files.items()}
-        if not child:
-            return none(f"evolve.py made no child: {said}")
         if reason := _unfit(child, parent.tree, made):
             return none(reason)
         if reason := self_test(child, box):
@@ -113,6 +111,8 @@ def _unfit(child: Tree, parent: Tree, made: Outcome) -> str:
     if made.refused:
         path, why = made.refused[0]
         return f"a file of the child's is refused: {printable(path)[:100]}: {printable(why)[:100]}"
+    if not child:
+        return f"evolve.py made no child: {_line(made.stdout)}"
     if len(child) > MAX_FILES or sum(map(len, child.values())) > MAX_BYTES:
         return f"the child has more than {MAX_FILES} files or {MAX_BYTES >> 10} KiB"
     for path, data in child.items():

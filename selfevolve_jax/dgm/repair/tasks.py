@@ -28,10 +28,11 @@ FAULTS = FOLDER / "faults.json"
 
 @dataclass(frozen=True)
 class Case:
-    """Plain values, as JSON has them."""
+    """Plain values, as JSON has them. tolerance: by how much a number may be off."""
 
     arguments: list[Any]
     expected: Any
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class Fault:
 @dataclass(frozen=True)
 class RepairTask:
     """task: its public side; entry, source: the faulty program; fixed: the right one; cases: by name,
-    and visible: the names of those an agent may see."""
+    and visible: the names of those an agent may see; kind: the class of fault; adapter: source of a
+    module whose `adapt` calls the function, for one that takes more than plain values (trial.py)."""
 
     task: Task
     entry: str
@@ -68,6 +70,7 @@ class RepairTask:
     cases: dict[str, Case]
     visible: frozenset[str]
     kind: str
+    adapter: str = ""
 
 
 def read_program(path: Path) -> Program:

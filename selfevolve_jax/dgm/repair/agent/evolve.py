@@ -84,28 +84,27 @@ def reweigh(files, policy, donors, rng):
     return f"weight of {what} {name} from {was} to {policy[group][name]}"
 
 
+def statements(tree):
+    """All (block, index) of a file."""
+    blocks = [getattr(node, field, None) for node in ast.walk(tree) for field in ("body", "orelse")]
+    return [(block, i) for block in blocks if isinstance(block, list) for i in range(len(block))]
+
+
 def splice(files, policy, donors, rng):
     name = rng.choice([n for n in SPLICED if n in files])
     tree = ast.parse(files[name])
-    places = [
-        (block, i)
-        for node in ast.walk(tree)
-        for block in (getattr(node, "body", None), getattr(node, "orelse", None))
-        if isinstance(block, list)
-        for i in range(len(block))
-    ]
-    block, i = rng.choice(places)
-    line = getattr(block[i], "lineno", 0)
+    block, i = rng.choice(statements(tree))
+    line = block[i].lineno
+    copied = ast.parse(ast.unparse(block[i])).body[0]
     kind = rng.choice(["deleted", "copied", "moved"])
-    statement = block[i]
     if kind != "copied":
         if len(block) > 1:
             del block[i]
         else:
             block[i] = ast.Pass()
     if kind != "deleted":
-        target, j = rng.choice(places)
-        target.insert(j, statement)
+        target, j = rng.choice(statements(tree))
+        target.insert(j, copied)
     files[name] = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
     return f"spliced {name}: {kind} the statement of line {line}"
 

@@ -6,7 +6,6 @@ False where it finds none.
 
 import ast
 import random
-from typing import Any
 
 OPERATORS = {}
 SEARCHES = {}
@@ -36,7 +35,7 @@ class Draw(random.Random):
         return self.choices(nodes, [0.05 + self.heat.get(line(n), 0.0) for n in nodes])[0]
 
 
-def nodes(tree, *kinds) -> list[Any]:
+def nodes(tree, *kinds) -> list:
     """All nodes of some kinds, in the order of the text."""
     return [node for node in ast.walk(tree) if isinstance(node, kinds)]
 
@@ -68,6 +67,8 @@ def slots(tree, accept):
     found = []
     for parent in ast.walk(tree):
         for field, value in ast.iter_fields(parent):
+            if isinstance(parent, ast.JoinedStr) or field == "format_spec":
+                continue  # an f-string's own parts
             if isinstance(value, list):
                 found += [(parent, field, i) for i, v in enumerate(value) if accept(v)]
             elif isinstance(value, ast.AST) and accept(value):
@@ -94,16 +95,16 @@ def slot_line(slot):
 
 
 def loaded(node):
-    """Whether a node is an expression that is read (no name that is assigned to)."""
-    return isinstance(node, ast.expr) and not isinstance(
-        getattr(node, "ctx", None), (ast.Store, ast.Del)
+    """Whether a node is an expression that is read: no name that is assigned to, no part of an
+    f-string that cannot stand alone."""
+    return (
+        isinstance(node, ast.expr)
+        and not isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del))
+        and not isinstance(node, (ast.FormattedValue, ast.Slice))
     )
 
 
-def copy(node) -> Any:
+def copy(node):
     """A copy of an expression or a statement."""
-    return ast.parse(ast.unparse(node)).body[0] if isinstance(node, ast.stmt) else _expr(node)
-
-
-def _expr(node):
-    return ast.parse(ast.unparse(node), mode="eval").body
+    parsed: list = ast.parse(ast.unparse(node)).body
+    return parsed[0] if isinstance(node, ast.stmt) else parsed[0].value

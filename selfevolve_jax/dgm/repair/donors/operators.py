@@ -29,8 +29,8 @@ def substitute_expression(tree, draw):
     slot = draw.place(slots(tree, loaded), slot_line)
     if slot is None:
         return False
-    others = [node for node in nodes(tree, ast.expr) if loaded(node)]
-    put(slot, copy(draw.choice(others)))
+    other = draw.choice(slots(tree, loaded))
+    put(slot, copy(get(other)))
     return True
 
 
@@ -317,6 +317,65 @@ def change_method(tree, draw):
     if place is None or not names:
         return False
     place.attr = draw.choice(names)
+    return True
+
+
+@operator
+def change_function(tree, draw):
+    """A call goes to another function: one easily confused with it, or one that the program calls."""
+    calls = [n for n in nodes(tree, ast.Call) if isinstance(n.func, ast.Name)]
+    place = draw.place(calls)
+    if place is None:
+        return False
+    families = [
+        ["min", "max"],
+        ["any", "all"],
+        ["list", "sorted", "reversed", "set"],
+        ["int", "round"],
+    ]
+    names = {n.func.id for n in calls}.union(*(f for f in families if place.func.id in f))
+    names = sorted(names - {place.func.id})
+    if not names:
+        return False
+    place.func.id = draw.choice(names)
+    return True
+
+
+@operator
+def wrap_in_call(tree, draw):
+    """An expression x becomes abs(x), int(x), len(x), list(x), sorted(x) or str(x)."""
+    slot = draw.place(slots(tree, loaded), slot_line)
+    if slot is None:
+        return False
+    name = draw.choice(["abs", "int", "len", "list", "sorted", "str"])
+    put(slot, ast.Call(func=ast.Name(name, ast.Load()), args=[get(slot)], keywords=[]))
+    return True
+
+
+@operator
+def drop_call(tree, draw):
+    """A call with one argument becomes the argument."""
+
+    def fits(node):
+        return isinstance(node, ast.Call) and len(node.args) == 1
+
+    slot = draw.place(slots(tree, fits), slot_line)
+    if slot is None:
+        return False
+    put(slot, get(slot).args[0])
+    return True
+
+
+@operator
+def add_base_case(tree, draw):
+    """A function returns something plain at once where a parameter is empty or 0."""
+    functions = [f for f in nodes(tree, ast.FunctionDef) if f.args.args]
+    if not functions:
+        return False
+    function = draw.choice(functions)
+    name = draw.choice(function.args.args).arg
+    value = draw.choice(["0", "1", "[]", "''", "None", "False", "True", name])
+    function.body.insert(0, ast.parse(f"if not {name}:\n    return {value}").body[0])
     return True
 
 
