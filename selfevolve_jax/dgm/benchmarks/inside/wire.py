@@ -35,7 +35,21 @@ for _name, _function in {
     **{"round": round, "divmod": divmod, "format": format, "bytes": bytes},
 }.items():
     OPERATIONS[f"__{_name}__"] = _function
-BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor", "lshift", "rshift"]
+BINARY = [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+]
 for _name in [*BINARY, *["eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "invert", "index"]]:
     OPERATIONS[f"__{_name}__"] = getattr(operator, f"__{_name}__")
 
@@ -50,7 +64,25 @@ for _name in BINARY:
 # By these an object decides an assertion itself, where plain data is compared by the asker.
 DECIDES = frozenset(
     ["isinstance", "__bool__", "__contains__"]
-    + [f"__{x}__" for x in ["eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "invert", "index", "int", "float", "complex", "abs"]]
+    + [
+        f"__{x}__"
+        for x in [
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "neg",
+            "pos",
+            "invert",
+            "index",
+            "int",
+            "float",
+            "complex",
+            "abs",
+        ]
+    ]
     + [f"__{x}__" for x in ["round", "divmod"]]
     + [f"__{r}{x}__" for x in BINARY for r in ("", "r")]
 )
