@@ -79,6 +79,12 @@ def add(nodes: dict[int, Node], event: Mapping[str, Any]) -> None:
             known.append(_evaluation(event))
 
 
+def usage(nodes: Mapping[int, Node]) -> Usage:
+    """What all models cost: for making agents and in their evaluations."""
+    costs = (u for n in nodes.values() for u in (n.usage, *(e.usage for e in n.evaluations)))
+    return sum(costs, Usage())
+
+
 def _known(nodes: Mapping[int, Node], agent: int) -> Node:
     if agent not in nodes:
         raise UserError(

@@ -101,6 +101,20 @@ def run_arm(
     return {**figures, "best": best, "agents": len(arm.nodes)}
 
 
+def _stop(arm: Arm) -> str:
+    """Models keep to the budget by themselves, call by call; those on other machines, by Ray, know of
+    their own calls alone, so here it is the archive's own sum."""
+    if (reason := arm.stop()) or arm.recipe.fan_out == "threads":
+        return reason
+    spent, budget = archive.usage(arm.nodes), arm.recipe.models.budget
+    if budget.dollars is not None and spent.dollars >= budget.dollars:
+        return f"the models' budget of {budget.dollars:g} dollars is spent ({spent.dollars:.4f})"
+    tokens = spent.tokens_in + spent.tokens_out
+    if budget.tokens is not None and tokens >= budget.tokens:
+        return f"the models' budget of {budget.tokens} tokens is spent ({tokens})"
+    return ""
+
+
 def _search(arm: Arm) -> None:
     _work(arm, functools.partial(_next_evaluation, arm, [0]))
     if arm.plan.selection.way == "hgm":
@@ -268,7 +282,7 @@ def _work(arm: Arm, next_job: work.Next, ahead: int | None = None) -> None:
         functools.partial(_start, arm),
         functools.partial(_record, arm),
         functools.partial(_failed, arm),
-        arm.stop,
+        functools.partial(_stop, arm),
         workers,
         workers if ahead is None else ahead,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -33,10 +34,13 @@ class Tools:
 @contextlib.contextmanager
 def open_tools(recipe: DGMRecipe, plan: Plan, folder: Path) -> Iterator[Tools]:
     """folder: where the calls of models are logged. Raises UserError where a part is missing."""
-    submit = _here if recipe.fan_out == "threads" else _by_ray(recipe, plan, folder)
+    submit = _here if recipe.fan_out == "threads" else _by_ray(recipe, plan)
     with contextlib.ExitStack() as stack:
         box = stack.enter_context(contextlib.closing(open_box(recipe.sandbox, recipe.workers)))
-        benchmark, proposer, models = _of_repair(recipe, plan) or _of_models(recipe, folder, box)
+        if isinstance(recipe.benchmark, RepairConfig):
+            benchmark, proposer, models = _of_repair(recipe.benchmark, plan)
+        else:
+            benchmark, proposer, models = _of_models(recipe, folder, box)
         if models is not None:
             stack.callback(models.close)
         tools = Tools(benchmark, proposer, box, models, submit)
@@ -55,17 +59,14 @@ def first_agent(recipe: DGMRecipe) -> Tree:
     return load_agent(recipe.agent or FOLDER)
 
 
-def _of_repair(recipe: DGMRecipe, plan: Plan) -> Any:
-    if not isinstance(recipe.benchmark, RepairConfig):
-        return None
+def _of_repair(config: RepairConfig, plan: Plan) -> tuple[Benchmark, Proposer, None]:
     from selfevolve_jax.dgm.repair.benchmark import benchmark
     from selfevolve_jax.dgm.repair.proposer import Genetic
 
-    config = recipe.benchmark
     return benchmark(config.candidates, config.quixbugs), Genetic(plan.donors), None
 
 
-def _of_models(recipe: DGMRecipe, folder: Path, box: Box) -> Any:
+def _of_models(recipe: DGMRecipe, folder: Path, box: Box) -> tuple[Benchmark, Proposer, Any]:
     from selfevolve_jax.dgm.benchmarks.open import open_benchmark
     from selfevolve_jax.dgm.llm.models import open_models
     from selfevolve_jax.dgm.self_modify import SelfModification
@@ -78,9 +79,11 @@ def _here(tools: Tools, pool: Executor, function: Callable[..., Any], *given: An
     return pool.submit(function, tools, *given)
 
 
-def _by_ray(recipe: DGMRecipe, plan: Plan, folder: Path) -> Callable[..., Future[Any]]:
+def _by_ray(recipe: DGMRecipe, plan: Plan) -> Callable[..., Future[Any]]:
     try:
-        import ray
+        ray = importlib.import_module(
+            "ray"
+        )  # an extra; a plain import would be an error to pyright
     except ModuleNotFoundError:
         raise UserError("fan_out=ray needs the package ray. Fix: uv sync --extra ray.") from None
     ray.init(ignore_reinit_error=True, log_to_driver=False)
@@ -98,10 +101,10 @@ def _there(recipe: DGMRecipe, plan: Plan, function: Callable[..., Any], given: A
 
 @functools.lru_cache(maxsize=1)
 def _kept_open(recipe: DGMRecipe, plan: Plan) -> Tools:
-    """A Ray worker's own tools, as long as it lives."""
+    """A Ray worker's own tools, as long as it lives. Its log of calls stays on its machine; what they
+    cost comes back with each result."""
     stack = contextlib.ExitStack()
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="selfevolve-dgm-")))
-
     return stack.enter_context(
         open_tools(replace(recipe, fan_out="threads", workers=1), plan, folder)
     )
