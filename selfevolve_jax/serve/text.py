@@ -35,7 +35,8 @@ class Answer:
         left of `content`."""
         first = len(self.tokens)
         self.tokens += tokens
-        self.finish, self.text = ended or None, self._read(len(self.tokens))
+        self.finish = ended or None
+        self.text = self._read(len(self.tokens))
         if self._cut_at(self.text) is not None:
             n = first
             while (cut := self._cut_at(self._read(n))) is None:
