@@ -84,8 +84,7 @@ def make_served(
 ) -> Served:
     """The policy with a device thread of its own, which `served.batcher.stop()` ends."""
     tokenizer, vision = policy.tokenizer, policy.model.vision
-    stops = stop_tokens(tokenizer, known=policy.stop_tokens)
-    chat_stops = stops
+    chat_stops = policy.stop_tokens
     if getattr(tokenizer, "chat_template", None):
         chat_stops = stop_tokens(tokenizer, chat=True, known=policy.stop_tokens)
     tokenizer("1")  # sets what it sets at its first call, before several threads call it
@@ -96,7 +95,7 @@ def make_served(
         mesh,
         slots=slots,
         context=context,
-        most_stops=max(len(stops), len(chat_stops)),
+        most_stops=max(len(policy.stop_tokens), len(chat_stops)),
     )
     return Served(
         batcher=batcher,
@@ -104,7 +103,7 @@ def make_served(
         name=name,
         context=context,
         vocab_size=policy.model.vocab_size,
-        stops=tuple(policy.stop_tokens) or stops,
+        stops=policy.stop_tokens,
         chat_stops=chat_stops,
         image_token=vision.image_token if vision else None,
         key=key,

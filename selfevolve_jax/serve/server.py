@@ -26,6 +26,10 @@ from selfevolve_jax.serve.text import Answer
 _LARGEST_REQUEST = 32 << 20  # bytes
 
 
+class Failed(Exception):
+    """The device could not finish a sample."""
+
+
 @dataclass(frozen=True)
 class Served:
     """What answers: a policy behind a batcher. name: of the model. context: tokens of a prompt and its
@@ -108,10 +112,6 @@ async def _guarded(served: Served, request: web.Request, handler: Any) -> web.St
     except Exception as error:  # a mistake of ours
         traceback.print_exc(file=sys.stderr)
         return web.json_response(error_body(f"internal: {error!r}", "server_error"), status=500)
-
-
-class Failed(Exception):
-    """The device could not finish a sample."""
 
 
 async def _complete(served: Served, chat: bool, request: web.Request) -> web.StreamResponse:

@@ -317,6 +317,19 @@ def test_logprobs_of_completions_have_their_older_form(client):
     assert chat(client).choices[0].logprobs is None
 
 
+def test_on_eight_devices_the_answers_are_those_of_one(policy, directly):
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2))
+    specs = sharding.tree_shardings(decoder.abstract_params(MODEL), mesh)
+    placed = replace(policy, params=jax.device_put(policy.params, specs))
+    with (
+        serving(make_served(placed, mesh, "tiny", SLOTS, CONTEXT)) as url,
+        client_of(url) as client,
+    ):
+        got = complete(client, "Why?", n=9, seed=7, logprobs=2)
+    want = directly(TEXT.encode("Why?"), n=9, seed=7, sampling=WARM)[0]
+    assert [c.text for c in got.choices] == want
+
+
 # --- many at a time ------------------------------------------------------------------------------
 
 
