@@ -29,6 +29,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve label CHECKPOINT --out DIR        pseudo-labels by the vote of a fixed checkpoint
   selfevolve synthesise CHECKPOINT --out DIR   new questions that the checkpoint writes about its images
   selfevolve generate CHECKPOINT --prompt ...  sample from a checkpoint
+  selfevolve serve CHECKPOINT                  the same behind an OpenAI-compatible HTTP server
   selfevolve convert SRC DST                   Hugging Face or GGUF to a policy, and back
   selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
   selfevolve doctor                            what is installed, what is missing
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "evaluate": _evaluate,
         "label": _label,
         "generate": _generate,
+        "serve": _serve,
         "convert": _convert,
         "synthesise": _synthesise,
         "report": _report,
@@ -226,6 +228,12 @@ def _generate(arguments: list[str]) -> None:
     from launch.generate import Generate, generate
 
     generate(parse(Generate, arguments, "generate"))
+
+
+def _serve(arguments: list[str]) -> None:
+    from launch.serve import Serve, serve
+
+    serve(parse(Serve, arguments, "serve"))
 
 
 def _convert(arguments: list[str]) -> None:

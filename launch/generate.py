@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,13 +19,12 @@ from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.rollout.engine import generate as rollout
 from selfevolve_jax.rollout.prompt_images import encode_images
 from selfevolve_jax.rollout.sampling import Sampling, check_sampling
+from selfevolve_jax.settled import settled
 from selfevolve_jax.sharding import MeshConfig
 from selfevolve_jax.tasks.prompts import IMAGE_MARKER, Problem, stop_tokens, tokenize_rows
 
 # Tokens between two looks at what a single sample has become.
 STREAM_CHUNK = 8
-# A byte that a tokenizer without a token for its character writes, as Llama 2's does.
-_BYTE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
 @dataclass(frozen=True)
@@ -106,20 +104,6 @@ def generate(options: Generate) -> list[str]:
         for number, text in enumerate(texts, start=1):
             print(f"--- {number} of {options.n} ---\n{text}")
     return texts
-
-
-def settled(tokenizer: Any, tokens: Sequence[int]) -> str:
-    """The part of the tokens' text that no further token can change: it stops before a character of
-    which only some bytes are there. Special tokens have no text, as in `decode`."""
-    n, special = len(tokens), set(tokenizer.all_special_ids)
-    while n and (
-        tokens[n - 1] in special
-        # A row of such bytes is read as a whole, and the next may make it another text.
-        or _BYTE.fullmatch(tokenizer.convert_ids_to_tokens(int(tokens[n - 1])) or "")
-    ):
-        n -= 1
-    text = tokenizer.decode([int(t) for t in tokens[:n]], skip_special_tokens=True)
-    return text.rstrip("\N{REPLACEMENT CHARACTER}")
 
 
 def _printer(tokenizer: Any) -> tuple[Callable[[np.ndarray], None], Callable[[str], None]]:

@@ -13,30 +13,21 @@ change with the batch it is in, nor with the slot or the moment it is given.
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from models import decoder
 from models.config import ModelConfig
-from models.decoder import Cache
-from models.shared import Constrain
 from selfevolve_jax import sharding
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.rollout import decoding
 from selfevolve_jax.rollout.buckets import bucket
-from selfevolve_jax.rollout.prompt_images import FEATURE_AXES, PromptImages
-from selfevolve_jax.rollout.sampling import (
-    Sampling,
-    draw,
-    sampling_logprobs,
-    token_stats,
-    without_image_token,
-)
+from selfevolve_jax.rollout.prompt_images import PromptImages
+from selfevolve_jax.rollout.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -70,163 +61,6 @@ class Samples:
     certainty_RxGxM: np.ndarray | None = None
 
 
-# What a chunk records of each token, by the field that it fills; two more with statistics.
-_DRAWN = {"tokens_RxGxM": np.int32, "logprobs_RxGxM": np.float32}
-_DRAWN_STATS = _DRAWN | {"entropy_RxGxM": np.float32, "certainty_RxGxM": np.float32}
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class _Slots:
-    """The state of S samples in flight. `position` is that of `last_token`, which is fed next;
-    `shift` is what its rotary position differs by, where the prompt shows images."""
-
-    cache: Cache  # [L, S, C, N, K]
-    last_token: jax.Array  # int32 [S]
-    position: jax.Array  # int32 [S]
-    shift: jax.Array  # int32 [S]
-    generated: jax.Array  # int32 [S]
-    active: jax.Array  # bool [S]
-    key: jax.Array  # key [S]
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def _cast_once(params: decoder.Params, dtype: str) -> decoder.Params:
-    """What every product casts to anyway, cast once a rollout and not once a token. Norms stay, as
-    they are computed in float32."""
-
-    def cast(path, leaf):
-        return leaf if "norm" in jax.tree_util.keystr(path) else leaf.astype(dtype)
-
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "constrain"))
-def _prefill(
-    params, tokens_RxP, seen: tuple | None, cfg: ModelConfig, constrain: Constrain
-) -> Cache:
-    """seen: None, or (features of all prompts, which of them each row is, index_RxP,
-    rotary positions [R, P, 3])."""
-    R, P = tokens_RxP.shape
-    positions = jnp.broadcast_to(jnp.arange(P), (R, P))
-    images = rotary = None
-    if seen is not None:
-        features, rows_R, index_RxP, rotary = seen
-        images = decoder.ImageTokens(constrain(features[rows_R], FEATURE_AXES), index_RxP)
-    cache = decoder.empty_cache(cfg, R, P)
-    return decoder.forward_cached(
-        params, tokens_RxP, positions, cache, cfg, constrain, rotary, images
-    )[1]
-
-
-@functools.partial(jax.jit, donate_argnames=("slots",))
-def _admit(
-    slots: _Slots,
-    prompts: Cache,
-    source_S,
-    last_token_S,
-    position_S,
-    shift_S,
-    row_S,
-    sample_S,
-    key,
-):
-    """Gives every slot with source ≥ 0 to a new sample of prompt `source`."""
-    new_S = source_S >= 0
-    width = prompts.capacity
-
-    def copy(held, prompt):
-        there = held[:, :, :width]
-        mine = jnp.where(new_S[None, :, None, None, None], prompt[:, source_S], there)
-        return held.at[:, :, :width].set(mine)
-
-    keys = jax.vmap(lambda r, s: jax.random.fold_in(jax.random.fold_in(key, r), s))(row_S, sample_S)
-    return _Slots(
-        cache=Cache(copy(slots.cache.k, prompts.k), copy(slots.cache.v, prompts.v)),
-        last_token=jnp.where(new_S, last_token_S, slots.last_token),
-        position=jnp.where(new_S, position_S, slots.position),
-        shift=jnp.where(new_S, shift_S, slots.shift),
-        generated=jnp.where(new_S, 0, slots.generated),
-        active=new_S | slots.active,
-        key=jnp.where(new_S, keys, slots.key),
-    )
-
-
-@functools.partial(
-    jax.jit, static_argnames=("steps", "cfg", "constrain", "stats"), donate_argnames=("slots",)
-)
-def _decode_chunk(
-    params, slots: _Slots, sampling: Sampling, stop_tokens, limit, steps, cfg, constrain, stats
-):
-    """Up to `steps` tokens for every active slot: (slots, what was drawn as arrays [S, steps] in the
-    order of `_DRAWN`, or with `stats` of `_DRAWN_STATS`)."""
-    S = slots.position.shape[0]
-    rows = jnp.arange(S)
-
-    def body(carry):
-        i, slots, drawn = carry
-        hidden, cache = decoder.forward_cached(
-            params,
-            slots.last_token[:, None],
-            slots.position[:, None],
-            slots.cache,
-            cfg,
-            constrain,
-            rotary_positions=(slots.position + slots.shift)[:, None],
-        )
-        scores_SxV = decoder.logits(params, hidden[:, 0], cfg)
-        logprobs_SxV = sampling_logprobs(without_image_token(scores_SxV, cfg), sampling)
-        keys = jax.vmap(jax.random.fold_in)(slots.key, slots.generated)
-        token, logprob = draw(logprobs_SxV, keys)
-        active, generated = slots.active, slots.generated + slots.active
-        stop = jnp.any(token[:, None] == stop_tokens, axis=-1) | (generated >= limit)
-        slots = _Slots(
-            cache=cache,
-            last_token=jnp.where(active, token, slots.last_token),
-            position=slots.position + active,
-            shift=slots.shift,
-            generated=generated,
-            active=active & ~stop,
-            key=slots.key,
-        )
-        new = (token, logprob, *(token_stats(scores_SxV, sampling) if stats else ()))
-        drawn = tuple(
-            held.at[rows, i].set(jnp.where(active, x, 0))
-            for held, x in zip(drawn, new, strict=True)
-        )
-        return i + 1, slots, drawn
-
-    dtypes = (_DRAWN_STATS if stats else _DRAWN).values()
-    _, slots, drawn = jax.lax.while_loop(
-        lambda carry: (carry[0] < steps) & jnp.any(carry[1].active),
-        body,
-        (0, slots, tuple(jnp.zeros((S, steps), dtype) for dtype in dtypes)),
-    )
-    return slots, drawn
-
-
-@functools.partial(jax.jit, static_argnames="capacity")  # not donated: no output has that shape
-def _grow(slots: _Slots, capacity: int) -> _Slots:
-    pad = [(0, 0), (0, 0), (0, capacity - slots.cache.capacity), (0, 0), (0, 0)]
-    return replace(slots, cache=Cache(jnp.pad(slots.cache.k, pad), jnp.pad(slots.cache.v, pad)))
-
-
-@jax.jit
-def _compact(slots: _Slots, keep: jax.Array) -> _Slots:
-    cache = Cache(slots.cache.k[:, keep], slots.cache.v[:, keep])
-    rest = jax.tree.map(lambda x: x[keep], replace(slots, cache=None))
-    return replace(rest, cache=cache)
-
-
-@functools.partial(jax.jit, static_argnames=("cfg", "constrain", "S", "capacity"))
-def _empty_slots(S: int, capacity: int, cfg: ModelConfig, constrain: Constrain) -> _Slots:
-    zeros = jnp.zeros(S, jnp.int32)
-    cache = decoder.empty_cache(cfg, S, capacity)
-    cache = Cache(*(constrain(x, decoder.CACHE_AXES) for x in (cache.k, cache.v)))
-    keys = jax.random.split(jax.random.key(0), S)
-    return _Slots(cache, zeros, zeros, zeros, zeros, zeros.astype(bool), keys)
-
-
 def generate(
     params: decoder.Params,
     prompts: Sequence[Sequence[int]],
@@ -256,7 +90,7 @@ def generate(
         raise UserError(f"Nothing to generate from: {R} prompts, shortest of 0 tokens.")
     constrain, ways = sharding.constrainer(mesh), sharding.batch_ways(mesh)
     if cfg.dtype != cfg.param_dtype or cfg.lora.rank:
-        params = _cast_once(params, cfg.dtype)
+        params = decoding.cast_once(params, cfg.dtype)
 
     def rounded(n: int) -> int:
         return -(-n // ways) * ways
@@ -268,9 +102,9 @@ def generate(
     P = bucket(max(max(len(p) for p in prompts) - 1, 1))
     steps = min(config.chunk, bucket(max_new_tokens, 8))
     full = P + 1 + max_new_tokens
-    slots = _empty_slots(S, min(bucket(P + steps), bucket(full)), cfg, constrain)
+    slots = decoding.empty_slots(S, min(bucket(P + steps), bucket(full)), cfg, constrain)
 
-    fields = _DRAWN_STATS if stats else _DRAWN
+    fields = decoding.DRAWN_STATS if stats else decoding.DRAWN
     kept = {name: np.zeros((R * G, max_new_tokens), dtype) for name, dtype in fields.items()}
     tokens = kept["tokens_RxGxM"]
     lengths = np.zeros(R * G, np.int32)
@@ -298,7 +132,7 @@ def generate(
                     padded[i, : len(prompt) - 1] = prompt[:-1]
                 seen = images and images.rows(row, buffer_rows, P, mesh)
                 padded = sharding.put_batch(padded, mesh)
-                buffered = _prefill(params, padded, seen, cfg, constrain)
+                buffered = decoding.prefill(params, padded, seen, cfg, constrain)
             end = min(R * G, (buffer_start + buffer_rows) * G, waiting + free.size)
             given = range(waiting, end)
             into = free[: len(given)]
@@ -311,13 +145,13 @@ def generate(
             row_id[into] = [row_ids[i // G] for i in given]
             index[into] = [sample_base[i // G] + i % G for i in given]
             arrays = sharding.put_batch((source, last, place, shift, row_id, index), mesh)
-            slots = _admit(slots, buffered, *arrays, key)
+            slots = decoding.admit(slots, buffered, *arrays, key)
             holds[into], positions[into], waiting = given, place[into], end
 
         needed = int(positions[holds >= 0].max()) + 1 + steps
         if needed > slots.cache.capacity and slots.cache.capacity < bucket(full):
-            slots = _grow(slots, capacity=min(bucket(needed), bucket(full)))
-        slots, drawn = _decode_chunk(
+            slots = decoding.grow(slots, capacity=min(bucket(needed), bucket(full)))
+        slots, drawn = decoding.decode_chunk(
             params, slots, *values, steps=steps, cfg=cfg, constrain=constrain, stats=stats
         )
         drawn, generated, active = sharding.to_host((drawn, slots.generated, slots.active))
@@ -334,7 +168,7 @@ def generate(
         half = rounded(-(-len(holds) // 2))
         if waiting == R * G and 0 < (holds >= 0).sum() <= half < len(holds):
             keep = np.argsort(holds < 0, kind="stable")[:half]
-            slots = _compact(slots, sharding.put_batch(keep.astype(np.int32), mesh))
+            slots = decoding.compact(slots, sharding.put_batch(keep.astype(np.int32), mesh))
             holds, positions = holds[keep], positions[keep]
 
     last_tokens = tokens[np.arange(R * G), np.maximum(lengths - 1, 0)]

@@ -40,7 +40,8 @@ def check_sampling(sampling: Sampling) -> None:
 
 
 def sampling_logprobs(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Log-probabilities [B, V] of the distribution that is really sampled from, float32.
+    """Log-probabilities [B, V] of the distribution that is really sampled from, float32. The values
+    of `sampling` are scalars, or [B, 1] where each row has its own.
 
     Temperature first, then top-k, top-p and min-p in that order, then renormalised; −inf for what
     was cut. Ties with the last kept score are kept too. Greedy gives 0 to the first best token.
@@ -62,9 +63,9 @@ def sampling_logprobs(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
         last = jnp.min(jnp.where(keep, ordered, jnp.inf), axis=-1, keepdims=True)
         return jnp.where(scores >= last, scores, -jnp.inf)
 
-    # The sort is the cost here; it only runs when some filter is on.
+    # The sort is the cost here; it only runs when some filter is on, and cuts nothing of other rows.
     filtered = (sampling.top_k > 0) | (sampling.top_p < 1.0) | (sampling.min_p > 0.0)
-    scores = jax.lax.cond(filtered & ~greedy, cut, lambda s: s, scores)
+    scores = jax.lax.cond(jnp.any(filtered & ~greedy), cut, lambda s: s, scores)
     logprobs = jax.nn.log_softmax(scores, axis=-1)
     best = jnp.argmax(scores, axis=-1, keepdims=True) == jnp.arange(vocab)
     return jnp.where(greedy, jnp.where(best, 0.0, -jnp.inf), logprobs)
@@ -87,6 +88,17 @@ def draw(logprobs_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Arr
     chosen = tokens_B[:, None] == jnp.arange(logprobs_BxV.shape[-1])
     # A masked sum and not a gather: it also works on a vocabulary that is sharded.
     return tokens_B, jnp.sum(jnp.where(chosen, logprobs_BxV, 0.0), axis=-1)
+
+
+def top_tokens(
+    logits_BxV: jax.Array, tokens_B: jax.Array, n: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the model itself says, at temperature 1 and before any filter: the log-probability of each
+    drawn token, float32 [B], and its n likeliest tokens with theirs, int32 [B, n], float32 [B, n]."""
+    logprobs_BxV = jax.nn.log_softmax(logits_BxV.astype(jnp.float32), axis=-1)
+    chosen = tokens_B[:, None] == jnp.arange(logprobs_BxV.shape[-1])
+    best, ids = jax.lax.top_k(logprobs_BxV, n)
+    return jnp.sum(jnp.where(chosen, logprobs_BxV, 0.0), axis=-1), ids.astype(jnp.int32), best
 
 
 def token_stats(logits_BxV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:

@@ -271,6 +271,7 @@ def test_a_dry_run_refuses_what_the_run_would(finished, place, capsys):
         ["evaluate"],
         ["label"],
         ["generate"],
+        ["serve"],
         ["report"],
         ["doctor"],
     ],

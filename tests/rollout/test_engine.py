@@ -20,7 +20,7 @@ from selfevolve_jax import compiles, sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import build_batch
 from selfevolve_jax.grpo.logprobs import token_logprobs
-from selfevolve_jax.rollout import engine
+from selfevolve_jax.rollout import decoding, engine
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.rollout.sampling import Sampling
@@ -317,11 +317,11 @@ def test_statistics_compile_once_and_leave_the_usual_path_alone(run):
 )
 def test_slots_and_chunks_change_nothing(run, reference, options, monkeypatch):
     moves = Counter()
-    for name in ("_admit", "_grow", "_compact", "_decode_chunk"):
-        monkeypatch.setattr(engine, name, counting(getattr(engine, name), name, moves))
+    for name in ("admit", "grow", "compact", "decode_chunk"):
+        monkeypatch.setattr(decoding, name, counting(getattr(decoding, name), name, moves))
     got = run(**options)
     print(options, dict(moves))
-    assert moves["_grow"] and moves["_compact"] and moves["_admit"] > 3
+    assert moves["grow"] and moves["compact"] and moves["admit"] > 3
     assert_same(got, reference)
 
 
@@ -399,13 +399,13 @@ def test_first_tokens_come_with_the_models_frequencies(run, params, tiny):
 def test_every_prompt_is_prefilled_once(run, monkeypatch, slots, chunk):
     """Two rows at a time, or one: the rows of all calls are the prompts, less their last token."""
     seen = []
-    prefill = engine._prefill
+    prefill = decoding.prefill
 
     def spy(params, tokens, *rest):
         seen.extend(np.asarray(tokens))
         return prefill(params, tokens, *rest)
 
-    monkeypatch.setattr(engine, "_prefill", spy)
+    monkeypatch.setattr(decoding, "prefill", spy)
     run(slots=slots, chunk=chunk)
     want = np.zeros((len(PROMPTS), 16), np.int32)
     for row, prompt in zip(want, PROMPTS, strict=True):
@@ -512,13 +512,13 @@ def test_nothing_compiles_once_the_buckets_are_warm(run):
 
 def test_ragged_runs_compile_no_more_than_their_buckets(run, monkeypatch):
     """Each (slots, capacity) of a decode compiles once, and all lie in the few that are allowed."""
-    shapes, decode = set(), engine._decode_chunk
+    shapes, decode = set(), decoding.decode_chunk
 
     def spy(params, slots, *args, **kwargs):
         shapes.add((slots.position.shape[0], slots.cache.capacity))
         return decode(params, slots, *args, **kwargs)
 
-    monkeypatch.setattr(engine, "_decode_chunk", spy)
+    monkeypatch.setattr(decoding, "decode_chunk", spy)
     with compiles.count() as compiled:
         for seed in range(12):
             n = np.random.default_rng(seed).integers(1, 18, 7)
@@ -548,7 +548,7 @@ def test_weights_cast_once_give_what_casting_at_every_token_gives(run, params, t
     cfg = replace(tiny, dtype="bfloat16", qk_norm=True)
     own = jax.jit(lambda key: initialise(decoder.abstract_params(cfg), key))(jax.random.key(1))
     once = run(cfg=cfg, params=own)
-    monkeypatch.setattr(engine, "_cast_once", lambda params, dtype: params)
+    monkeypatch.setattr(decoding, "cast_once", lambda params, dtype: params)
     jax.clear_caches()
     always = run(cfg=cfg, params=own)
     np.testing.assert_array_equal(once.tokens_RxGxM, always.tokens_RxGxM)

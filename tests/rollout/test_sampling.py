@@ -15,6 +15,7 @@ from selfevolve_jax.rollout.sampling import (
     draw,
     sampling_logprobs,
     token_stats,
+    top_tokens,
 )
 
 V = 12
@@ -220,3 +221,33 @@ def test_statistics_know_the_temperature_and_no_filter():
     greedy = token_stats(rows, Sampling(temperature=0.0))
     for got, want in zip(greedy, token_stats(rows, Sampling()), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def test_each_row_may_have_its_own_values():
+    """Greedy, plain and filtered rows beside each other are what they are alone, bit for bit."""
+    kinds = [
+        Sampling(0.0),
+        Sampling(),
+        Sampling(0.5),
+        Sampling(1.3, 0.8),
+        Sampling(0.7, 1.0, 3),
+        Sampling(1.0, 0.9, 9, 0.2),
+        Sampling(0.0, 0.5, 2),
+    ]
+    rows = np.random.default_rng(0).normal(0, 2, (len(kinds), V)).astype(np.float32)
+    names = ("temperature", "top_p", "top_k", "min_p")
+    own = Sampling(*(np.asarray([[getattr(k, name)] for k in kinds]) for name in names))
+    got = np.asarray(sampling_logprobs(jnp.asarray(rows), own))
+    for i, kind in enumerate(kinds):
+        np.testing.assert_array_equal(got[i], sampling_logprobs(jnp.asarray(rows), kind)[i])
+
+
+def test_the_models_own_logprobs_are_of_the_unfiltered_scores():
+    rows = np.random.default_rng(1).normal(0, 2, (3, V)).astype(np.float32)
+    tokens = np.asarray([0, 5, 11])
+    drawn, ids, best = top_tokens(jnp.asarray(rows), jnp.asarray(tokens), 4)
+    want = rows - np.log(np.exp(rows.astype(np.float64)).sum(-1, keepdims=True))
+    order = np.argsort(-want)[:, :4]
+    np.testing.assert_allclose(drawn, want[np.arange(3), tokens], atol=1e-6)
+    np.testing.assert_array_equal(ids, order)
+    np.testing.assert_allclose(best, np.take_along_axis(want, order, 1), atol=1e-6)
