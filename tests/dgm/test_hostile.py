@@ -473,6 +473,33 @@ print(json.dumps([hit, len([p for p in os.listdir("/proc") if p.isdigit()])]))
         host.kill()
 
 
+@root_only
+def test_to_the_host_a_job_is_nobody(box):
+    """bwrap started by root would be the host's root, its user namespace notwithstanding."""
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(box.run, Job(("sleep", "1")))
+        time.sleep(0.5)
+        (group,) = {p.name: p for p in groups(box)}.values()
+        pids = (group / "cgroup.procs").read_text().split()
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in pids]
+        assert job.result().exit_code == 0
+    assert len(pids) >= 3  # bwrap, process 1, the job
+    slots = {slot.uid for slot in box.slots}
+    for text in status:
+        lines = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+        assert {int(uid) for uid in lines["Uid"].split()} <= slots
+        assert lines["Groups"].strip() == "" and lines["NoNewPrivs"] == "1"
+
+
+def test_a_job_has_no_capabilities(box):
+    code = """
+import json
+lines = dict(line.split(":\\t", 1) for line in open("/proc/self/status").read().splitlines())
+print(json.dumps([lines[k] for k in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "Seccomp")]))
+"""
+    assert told(run(box, code)) == ["0" * 16] * 5 + ["2"]
+
+
 # System calls
 
 CALLS = """
