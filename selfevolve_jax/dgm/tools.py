@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from selfevolve_jax.dgm.contract import Benchmark, Proposer, Tree
+from selfevolve_jax.dgm.contract import Benchmark, Proposer, Tree, Unavailable
 from selfevolve_jax.dgm.recipe import DGMRecipe, Plan, RepairConfig
 from selfevolve_jax.dgm.sandbox.choose import open_box
 from selfevolve_jax.dgm.sandbox.job import Box
@@ -90,21 +90,38 @@ def _by_ray(recipe: DGMRecipe, plan: Plan) -> Callable[..., Future[Any]]:
     remote = ray.remote(num_cpus=1, max_retries=0)(_there)
 
     def submit(tools: Tools, pool: Executor, function: Callable[..., Any], *given: Any) -> Any:
-        return remote.remote(recipe, plan, function, given).future()
+        result: Future[Any] = Future()
+        result.set_running_or_notify_cancel()  # what is on its way is waited for
+        answer = remote.remote(recipe, plan, function, given).future()
+        answer.add_done_callback(functools.partial(_hand_over, result))
+        return result
 
     return submit
+
+
+def _hand_over(result: Future[Any], answer: Future[Any]) -> None:
+    """Ray wraps what a job raises in an error of its own, with the traceback in its message; one that
+    wraps nothing tells of a machine or a process that is gone."""
+    error = answer.exception()
+    if error is None:
+        result.set_result(answer.result())
+    else:
+        cause = getattr(error, "cause", None)
+        result.set_exception(cause or Unavailable(f"Ray: {str(error).splitlines()[0]}"))
 
 
 def _there(recipe: DGMRecipe, plan: Plan, function: Callable[..., Any], given: Any) -> Any:
     return function(_kept_open(recipe, plan), *given)
 
 
+_STACK = contextlib.ExitStack()  # what is not held on to is closed
+
+
 @functools.lru_cache(maxsize=1)
 def _kept_open(recipe: DGMRecipe, plan: Plan) -> Tools:
     """A Ray worker's own tools, as long as it lives. Its log of calls stays on its machine; what they
     cost comes back with each result."""
-    stack = contextlib.ExitStack()
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="selfevolve-dgm-")))
-    return stack.enter_context(
+    folder = Path(_STACK.enter_context(tempfile.TemporaryDirectory(prefix="selfevolve-dgm-")))
+    return _STACK.enter_context(
         open_tools(replace(recipe, fan_out="threads", workers=1), plan, folder)
     )
