@@ -1,8 +1,8 @@
 """The sandbox made of bubblewrap, control groups, limits, a seccomp filter and a uid nobody has.
 
-A box has `workers` slots. Each is a thread that lives as long as the box, for bwrap dies with the thread
-that started it; as root it has a mount namespace and a uid of its own. docs/sandbox.md says which part
-holds what.
+A box has `workers` slots. Each is a thread that lives as long as the box, for bwrap dies with the
+thread that started it; as root it has a mount namespace and a uid of its own. docs/sandbox.md says
+which part holds what.
 """
 
 from __future__ import annotations
@@ -60,16 +60,17 @@ class Bubblewrap:
     def __init__(self, stack: Stack, unenforced: tuple[str, ...], workers: int):
         self.stack = stack
         self.unenforced = unenforced
+        self.slots: list[Slot] = []
         self._closing = threading.Event()
         self._jobs: queue.SimpleQueue[tuple[Job, Future[Outcome]] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         for number in range(workers):
-            ready: Future[None] = Future()
+            ready: Future[Slot] = Future()
             # daemon: an interpreter that ends does not wait for jobs; they die with the thread
             thread = threading.Thread(target=self._serve, args=(number, ready), daemon=True)
             thread.start()
             try:
-                ready.result()
+                self.slots.append(ready.result())
             except BaseException:
                 self.close()
                 raise
@@ -103,13 +104,13 @@ class Bubblewrap:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _serve(self, number: int, ready: Future[None]) -> None:
+    def _serve(self, number: int, ready: Future[Slot]) -> None:
         try:
             slot = _open_slot(self.stack, number)
         except BaseException as e:
             ready.set_exception(e)
             return
-        ready.set_result(None)
+        ready.set_result(slot)
         while (item := self._jobs.get()) is not None:
             job, done = item
             try:
@@ -141,7 +142,7 @@ def open_bubblewrap(workers: int = 2) -> Bubblewrap:
     if not stack.privileged:
         unenforced += (
             "work_files: /work may hold any number of files (only root can limit them)",
-            "a uid of their own: to the host a job's processes are this user's (only root can change it)",
+            "uid: to the host a job's processes are this user's (only root can give them another)",
         )
     try:
         return Bubblewrap(stack, unenforced, workers)
@@ -202,7 +203,7 @@ def _supervise(
     mounts: dict[str, str],
     closing: threading.Event,
 ) -> Outcome:
-    """Starts it, watches it, ends it, copies out. work: /work's descriptor, None where bwrap makes it."""
+    """Starts it, watches it, ends it, copies out. work: /work, open; None where bwrap makes it."""
     with contextlib.ExitStack() as cleanup:
         started = time.monotonic()
         child, status, go = _start(cleanup, stack, slot, job, group, work is None, mounts)

@@ -1,8 +1,8 @@
 """The command lines that a bubblewrap sandbox is made of, from the host's side inwards.
 
 /bin/sh joins the control groups and becomes setpriv, which drops to the slot's uid and becomes bwrap,
-which makes the namespaces and starts prlimit as process 1, which becomes a shell that starts the job and
-reaps whatever is orphaned.
+which makes the namespaces and starts prlimit as process 1, which becomes a shell that starts the job
+and reaps whatever is orphaned.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STARTED = "/.started"  # a folder inside that tells the finished root from the h
 
 JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 120; shift; done; shift; exec "$@"'
 # Its own stderr is not the job's: it would write "Killed" there.
-INIT = 'exec 3>&2 2>/dev/null; "$@" 2>&3 3>&-; exit $?'
+INIT = 'exec 3>&2 2>/dev/null; (exec "$@" 2>&3 3>&-); exit $?'
 
 
 def outside(

@@ -2,9 +2,11 @@
 
 One container a job, with no network, no capabilities, a read-only image, and /work in memory. In the
 container a shell unpacks the files from a tar on stdin, runs the job, ends all that is left of it, and
-writes a mark and a tar of /work behind the job's own output. That tar is as little trusted as if the job
-had made it. Tested with a stand-in for the engine's program that checks the arguments and runs the shell
-in bubblewrap; no engine was at hand.
+writes a mark and a tar of /work behind the job's own output. That tar is as little trusted as if the
+job had made it.
+
+Tested with a stand-in for the engine's program, which checks the arguments and runs the shell in
+bubblewrap: no engine was at hand.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ class Container:
 
     def __init__(self, engine: str, program: str, image: str, workers: int):
         self.name = engine
-        self.unenforced = (
+        self.unenforced: tuple[str, ...] = (
             "CPU time: each process is held to it, not all together (a container tells it at its end)",
             "the end of a job whose controller is killed: its container goes on until the next start",
         )
@@ -221,8 +223,8 @@ def packed(job: Job) -> bytes:
 
 
 def unpacked(stream: BinaryIO, job: Job) -> tuple[dict[str, bytes], tuple[tuple[str, str], ...]]:
-    """Of an untrusted tar: the regular files that were to be collected, and what was refused. Nothing of
-    it touches a disk."""
+    """Of an untrusted tar: the regular files that were to be collected, and what was refused. Nothing
+    of it touches a disk."""
     limits = job.limits
     files: dict[str, bytes] = {}
     refused: list[tuple[str, str]] = []
@@ -276,8 +278,8 @@ def _member(member: tarfile.TarInfo, job: Job) -> tuple[str | None, str]:
 
 
 class _Output:
-    """Reads a stream to its end: `most` bytes of what comes before the mark are kept, and `rest_most` of
-    what comes behind it."""
+    """Reads a stream to its end: `most` bytes of what comes before the mark are kept, and `rest_most`
+    of what comes behind it."""
 
     def __init__(self, most: int, mark: bytes, rest_most: int):
         self.kept = bytearray()

@@ -47,8 +47,8 @@ def shown(name: bytes) -> str:
 def copy_out(
     work: int, wanted: Sequence[str], most_bytes: int, most_files: int
 ) -> tuple[dict[str, bytes], tuple[tuple[str, str], ...]]:
-    """Of the folder open as `work`: path -> content of what is at or below each wanted path, in order of
-    path, and (path, why) of what was refused. What is wanted and not there is neither."""
+    """Of the folder open as `work`: path -> content of what is at or below each wanted path, and
+    (path, why) of what was refused. What is wanted and not there is neither."""
     taken: dict[str, bytes] = {}
     refused: dict[str, str] = {}
     more = 0

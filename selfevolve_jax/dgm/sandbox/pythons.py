@@ -14,10 +14,10 @@ OLDEST = 11  # of 3.x
 
 
 def python(box: Box) -> tuple[tuple[str, ...], Mapping[str, str]]:
-    """(start of argv, mounts) of a Job that runs Python: the system's where it is recent enough, else the
-    controller's own without its packages, mounted where it is on the host. Its files, not the folders
-    that lead to it, must be readable by others; and not even the folders unless the controller is
-    root. In a container: the image's."""
+    """(start of argv, mounts) of a Job that runs Python: the system's where it is recent enough, else
+    the controller's own without its packages, mounted where it is on the host (its files must then be
+    readable by others; the folders that lead to it need not be, if the controller is root). In a
+    container it is the image's."""
     if box.name != "bubblewrap":
         return ("python3",), {}
     if _recent(os.path.realpath(SYSTEM)):

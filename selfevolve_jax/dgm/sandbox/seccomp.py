@@ -1,7 +1,7 @@
 """The system calls that a job may not make, as a BPF program for bwrap --seccomp.
 
-All is allowed but what reaches past namespaces (AF_VSOCK, io_uring, keys, bpf, perf, namespaces anew,
-mounts, other processes' memory, the terminal's input queue) or is the machine's (modules, clocks, swap).
+All is allowed but what reaches past namespaces (AF_VSOCK, io_uring, keys, bpf, perf, new namespaces,
+mounts, other processes' memory, the terminal's input) or is the machine's (modules, clocks, swap).
 A system call of another ABI (32-bit, x32) ends the process.
 """
 

@@ -1,4 +1,4 @@
-"""Watches a sandbox that runs: feeds it stdin, keeps a capped part of its output, ends it at its limits."""
+"""Watches a sandbox that runs: feeds it stdin, caps its output, and ends it at its limits."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class Watch:
                     slow.add(fd)
 
     def end(self) -> None:
-        """Ends what is left of it, waits until all of it is gone, and reads what is in the pipes. Raises
-        SandboxError where processes do not die."""
+        """Ends what is left of it, waits until all of it is gone, and reads what is in the pipes.
+        Raises SandboxError where processes do not die."""
         if self._child.returncode is not None:
             return
         self._read_status()
@@ -172,7 +172,7 @@ class Watch:
             return stdin
 
     def _keep(self, fd: int) -> bool:
-        """One read of an output; False where its end is reached, or (once all is dead) nothing is left."""
+        """One read of an output; False at its end, and where (once all is dead) nothing is left."""
         kept = self._outputs[fd]
         try:
             got = os.read(fd, CHUNK)
