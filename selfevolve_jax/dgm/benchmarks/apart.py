@@ -1,12 +1,12 @@
 """Tests and solution in two sandboxes, joined by nothing but a socket.
 
 In one process a solution can do whatever the runner can: exit 0, print what the runner would print,
-redefine what an assertion does. Here the tests run where no line of the solution runs, and see it only as
-answers to questions (inside/wire.py, inside/wire.mjs). What this proves: that every assertion was
-evaluated by trusted code on values that the solution gave for it, and that the report is the trusted
-side's. What it cannot prove: that a method of the solution which decides an assertion by itself, such as
-its own __eq__, is honest; operations by which the reference's objects decide nothing are refused.
-"""
+redefine what an assertion does. Here the tests run where no line of the solution runs, and see it
+only as answers to questions (inside/wire.py, inside/wire.mjs). What this proves: that every assertion
+was evaluated by trusted code on values that the solution gave for it, and that the report is the
+trusted side's. What it cannot prove: that a method of the solution which decides an assertion by
+itself, such as its own __eq__, is honest; operations by which the reference's objects decide nothing
+are refused."""
 
 from __future__ import annotations
 
@@ -78,7 +78,9 @@ def python_tests(
         argv=(*program, "-s", "-B", ".apart/solution_py.py", "."),
         files={
             **solution,
-            **{f".apart/{k}": v for k, v in _inside("solution_py.py", "wire.py", "join.py").items()},
+            **{
+                f".apart/{k}": v for k, v in _inside("solution_py.py", "wire.py", "join.py").items()
+            },
         },
         mounts=mounts,
         limits=limits,
@@ -112,7 +114,14 @@ def javascript_tests(
             limits=_for_node(limits),
         )
         untrusted = Job(
-            argv=(*program, "-s", "/work/.apart/join.py", "node", "/work/.apart/solution_js.mjs", "."),
+            argv=(
+                *program,
+                "-s",
+                "/work/.apart/join.py",
+                "node",
+                "/work/.apart/solution_js.mjs",
+                ".",
+            ),
             files={
                 **solution,
                 "package.json": json.dumps({"type": kind}).encode(),
@@ -130,7 +139,8 @@ def javascript_tests(
 
 def _is_module(source: bytes) -> bool:
     return any(
-        line.startswith((b"export ", b"export{", b"import ", b"import{")) for line in source.split(b"\n")
+        line.startswith((b"export ", b"export{", b"import ", b"import{"))
+        for line in source.split(b"\n")
     )
 
 
@@ -191,7 +201,7 @@ def _both(a: Graded, b: Graded) -> Graded:
     )
 
 
-# --- two sandboxes, one socket pair ----------------------------------------------------------------
+# --- two sandboxes, one socket pair -------------------------------------------------------------
 
 # One pair at a time takes its two slots, so that no two pairs can each hold one and wait for another.
 _pairing = threading.Lock()
@@ -239,8 +249,8 @@ def _run_joined(trusted: Job, untrusted: Job, box: Box) -> tuple[Outcome, Outcom
     if not joined.is_set():
         told = " ".join(f"{k}: {_how(v)}" for k, v in outcomes.items())
         raise Unavailable(
-            f"tests and solution never met; {told}. A grading needs two of the sandbox's slots at once: "
-            "open it with two for each worker."
+            f"tests and solution never met; {told}. A grading needs two of the sandbox's slots at "
+            "once: open it with two for each worker."
         )
     return outcomes["tests"], outcomes["solution"]
 
@@ -252,7 +262,9 @@ def _how(outcome: Outcome) -> str:
 
 @contextlib.contextmanager
 def _doors(names: Sequence[str]) -> Iterator[tuple[dict[str, str], dict[str, socket.socket]]]:
-    folder = tempfile.mkdtemp(prefix="selfevolve-doors-", dir="/tmp")  # a socket's path must be short
+    folder = tempfile.mkdtemp(
+        prefix="selfevolve-doors-", dir="/tmp"
+    )  # a socket's path must be short
     doors: dict[str, socket.socket] = {}
     try:
         for name in names:

@@ -27,7 +27,15 @@ used = set()
 
 FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinMethodType, functools.partial)
 STREAMS = (io.StringIO, io.BytesIO, mock.NonCallableMock)
-HIDDEN = ("_", "gi_", "cr_", "ag_", "f_", "tb_", "co_")  # what leads from an object into the process
+HIDDEN = (
+    "_",
+    "gi_",
+    "cr_",
+    "ag_",
+    "f_",
+    "tb_",
+    "co_",
+)  # what leads from an object into the process
 
 
 def say(line):
@@ -46,7 +54,8 @@ def may_export(x):
         return False
     if isinstance(x, types.BuiltinMethodType) and isinstance(x.__self__, types.ModuleType):
         return x.__self__.__name__ in ("operator", "_operator", "math", "builtins") and (
-            x.__name__ not in ("eval", "exec", "compile", "open", "getattr", "setattr", "__import__")
+            x.__name__
+            not in ("eval", "exec", "compile", "open", "getattr", "setattr", "__import__")
         )
     iterator = hasattr(type(x), "__next__") and type(x).__module__ in ("builtins", "itertools")
     return isinstance(x, (*FUNCTIONS, *STREAMS)) or iterator or own(x) or type(x) is object
@@ -140,7 +149,7 @@ for name in PLAN["solution"]:
 try:
     suite = unittest.defaultTestLoader.loadTestsFromNames(PLAN["tests"])
     if unittest.defaultTestLoader.errors:
-        say({"broken": unittest.defaultTestLoader.errors[0].strip()[-500:]})
+        say({"broken": str(unittest.defaultTestLoader.errors[0]).strip()[-500:]})
     suite.run(Reported())
 except BaseException as e:
     say({"broken": f"{type(e).__name__}: {e}"[-500:]})
