@@ -406,8 +406,7 @@ JS_FORGERIES = {
     "redefines the runner": "globalThis.test = globalThis.it = globalThis.describe = () => {};\n"
     "globalThis.expect = () => new Proxy({}, { get: () => () => {} });\n"
     "Object.is = () => true; Array.prototype.every = () => true;\n"
-    "JSON.stringify = () => '{\"value\":1}';\n"
-    + JS_NOTHING,
+    "JSON.stringify = () => '{\"value\":1}';\n" + JS_NOTHING,
     "pollutes prototypes": "Object.prototype.asymmetricMatch = () => true;\n"
     "Object.prototype.passed = true; Object.prototype.toJSON = () => ({ value: 42 });\n"
     + JS_NOTHING,
