@@ -171,8 +171,7 @@ def tree_at(mirror: Path, commit: str) -> dict[str, bytes]:
 # --- grading ------------------------------------------------------------------------------------
 
 SCRIPT = r"""
-export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
-export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null
+export GIT_CONFIG_NOSYSTEM=1
 git clone -q --shared /opt/mirror.git testbed && git -C testbed checkout -q "$1" || exit 90
 git -C testbed apply --whitespace=nowarn /work/model.patch ||
   { echo '>>>>> Patch Apply Failed'; exit 0; }
@@ -188,7 +187,11 @@ def _in_sandbox(
     script = spec.eval_script.replace("/testbed", TESTBED)
     job = Job(
         argv=("bash", "-c", f"exec 2>&1\n{SCRIPT}", "bash", instance["base_commit"]),
-        files={"model.patch": diff.encode(), "eval.sh": script.encode()},
+        files={
+            "model.patch": diff.encode(),
+            "eval.sh": script.encode(),
+            ".gitconfig": b"[safe]\n\tdirectory = *\n",  # the mirror is another user's
+        },
         mounts={"/opt/mirror.git": str(mirror.resolve()), CONDA: str(environment.resolve())},
         limits=GRADE_LIMITS,
     )
