@@ -4,6 +4,7 @@ itself does is exercised where it is installed (uv sync --extra swebench); the r
 import json
 import subprocess
 import sysconfig
+from pathlib import Path
 
 import pytest
 
@@ -150,8 +151,10 @@ def test_the_toy_instance_is_graded_by_swebench(toy, box):
     site.mkdir()
     source = sysconfig.get_path("purelib")
     (site / "site").mkdir()
-    for name in ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments"):
-        subprocess.run(("cp", "-r", f"{source}/{name}", site / "site"), check=True)
+    for name in ("pytest", "_pytest", "pluggy", "iniconfig", "packaging", "pygments", "py.py"):
+        for part in (name, f"{name}-*.dist-info"):
+            for found in Path(source).glob(part):
+                subprocess.run(("cp", "-r", found, site / "site"), check=True)
     found = swe_bench.open_swe_bench(str(data), str(mirrors), str(environments))
     task = found.tasks[0]
     solved = found.evaluate(agent(**{"stats.py": FIXED}), task, 0, box, None)

@@ -210,7 +210,7 @@ def _in_sandbox(
         file.flush()
         said = prediction(instance["instance_id"], diff)
         report = grading.get_eval_report(spec, said, file.name, True)
-    found = dict(report[instance["instance_id"]])
+    found = dict(report[instance["instance_id"]]) | {"log": log.strip()[-500:]}
     if outcome.ended:
         found["resolved"], found["ended"] = False, outcome.ended
     return found, outcome.cpu_s, outcome.wall_s
@@ -254,7 +254,8 @@ def _why(report: Mapping[str, Any]) -> str:
         return f"the tests were ended by their limit of {report['ended']}"
     if not report.get("patch_successfully_applied"):
         reason = report.get("infra_failure_reason")
-        return f"no test results: the patch does not apply, or the tests did not start ({reason})"
+        said = f"{reason or ''} {report.get('log', '')}".strip()
+        return f"no test results: the patch does not apply, or the tests did not start: {said}"
     failed = [name for name, passed in tests_of(report).items() if not passed]
     return f"{len(failed)} of {len(tests_of(report))} tests fail: {', '.join(failed[:5])}"
 
