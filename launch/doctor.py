@@ -15,6 +15,8 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
+from selfevolve_jax.dgm.sandbox.choose import open_box
+from selfevolve_jax.errors import UserError
 from selfevolve_jax.ui_genie import miniwob
 
 DISTRIBUTION = "selfevolve-jax"
@@ -27,7 +29,10 @@ ENABLES = {
     "wandb": "--tracker wandb",
     "trackio": "--tracker trackio",
     "gui": "UI-Genie's browser environments (MiniWoB++ in Chromium, driven by playwright)",
-    "dgm": "the Darwin Gödel Machine's sandboxes",
+    "dgm": "the Darwin Gödel Machine: sandboxes and language models",
+    "human-eval": "HumanEval as a benchmark of the Darwin Gödel Machine",
+    "swebench": "SWE-bench as a benchmark of the Darwin Gödel Machine",
+    "anthropic": "Anthropic's models for the Darwin Gödel Machine",
     "ray": "sandboxes and GUI environments on many machines",
     "easy-vqa": "questions about pictures from the package registry",
     "smollm2": "a pretrained SmolLM2-135M from the package registry, without a model hub",
@@ -37,7 +42,6 @@ ENABLES = {
 OUTSIDE = (
     ("gui", ("playwright",), (), "uv pip install playwright"),
     ("gui", (), miniwob.PROGRAMS, "apt-get install chromium-headless-shell"),
-    ("dgm", (), ("bwrap",), "apt-get install bubblewrap"),
     ("ray", ("ray",), (), "uv pip install ray"),
 )
 # A process of its own: a broken accelerator library may abort, or wait for a chip that is taken.
@@ -61,9 +65,9 @@ class Part:
 
 
 def doctor() -> None:
-    """Prints the machine, JAX with its devices, and the optional parts. Never fails for what it
-    finds missing or broken: it says so."""
-    facts = [*machine(), *jax_facts()]
+    """Prints the machine, JAX with its devices, the sandbox, and the optional parts. Never fails for
+    what it finds missing or broken: it says so."""
+    facts = [*machine(), *jax_facts(), *sandbox_facts()]
     parts = optional_parts()
     if sys.stdout.isatty():
         _print_tables(facts, parts)
@@ -117,6 +121,19 @@ def jax_facts(probe: str = PROBE, seconds: float = PROBE_SECONDS) -> list[tuple[
     devices = ", ".join(f"{count} × {name}" for name, count in counts.items())
     # such as "An NVIDIA GPU may be present, but a CUDA-enabled jaxlib is not installed"
     return [*facts, ("devices", devices), *(("jax says", line) for line in said[:3])]
+
+
+def sandbox_facts() -> list[tuple[str, str]]:
+    """(name, value) of the sandbox that DGM would use, found by starting one, and of each limit that
+    it cannot hold here."""
+    try:
+        box = open_box(workers=1)
+    except UserError as e:
+        return [("sandbox", "none: " + "; ".join(str(e).splitlines()))]
+    box.close()
+    if not box.unenforced:
+        return [("sandbox", f"{box.name}; all limits hold")]
+    return [("sandbox", box.name), *(("sandbox lacks", line) for line in box.unenforced)]
 
 
 def optional_parts() -> list[Part]:

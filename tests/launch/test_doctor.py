@@ -12,6 +12,8 @@ import jax
 import pytest
 
 from launch import doctor
+from selfevolve_jax.dgm.sandbox import bubblewrap
+from selfevolve_jax.ui_genie import miniwob
 
 ROOT = Path(doctor.__file__).parents[1]
 
@@ -107,10 +109,15 @@ def test_an_extra_is_installed_when_all_it_adds_is_there(monkeypatch):
 
 
 def test_programs_are_looked_for_on_the_path(monkeypatch):
+    def chromium():
+        [found] = [p for p in doctor.optional_parts() if p.needs == miniwob.PROGRAMS[0]]
+        return found
+
     monkeypatch.setattr(doctor.shutil, "which", lambda program: None)
-    assert part("dgm").missing == "bwrap" and part("dgm").command == "apt-get install bubblewrap"
+    assert chromium().missing == miniwob.PROGRAMS[0]
+    assert chromium().command == "apt-get install chromium-headless-shell"
     monkeypatch.setattr(doctor.shutil, "which", lambda program: "/usr/bin/" + program)
-    assert part("dgm").installed
+    assert chromium().installed
 
 
 def test_run_from_a_bare_checkout_it_says_how_to_install(monkeypatch):
@@ -121,7 +128,7 @@ def test_run_from_a_bare_checkout_it_says_how_to_install(monkeypatch):
 
     monkeypatch.setattr(metadata, "metadata", absent)
     assert "uv sync" in dict(doctor.machine())["selfevolve-jax"]
-    assert {p.name for p in doctor.optional_parts()} == {"gui", "dgm", "ray"}
+    assert {p.name for p in doctor.optional_parts()} == {"gui", "ray"}
 
 
 def test_plain_lines_off_a_tty(monkeypatch):
@@ -154,3 +161,31 @@ def test_a_table_on_a_tty():
     assert process.wait() == 0
     text = data.decode()
     assert "│" in text and "uv sync --extra trackio" in text
+
+
+def test_the_sandbox_and_what_it_lacks_are_told(monkeypatch):
+    class Box:
+        name = "bubblewrap"
+        unenforced = ("memory: not held", "processes: not held")
+
+        def close(self):
+            closed.append(self)
+
+    closed: list[Box] = []
+    monkeypatch.setattr(doctor, "open_box", lambda workers: Box())
+    assert doctor.sandbox_facts() == [
+        ("sandbox", "bubblewrap"),
+        ("sandbox lacks", "memory: not held"),
+        ("sandbox lacks", "processes: not held"),
+    ]
+    monkeypatch.setattr(Box, "unenforced", ())
+    assert doctor.sandbox_facts() == [("sandbox", "bubblewrap; all limits hold")]
+    assert len(closed) == 2
+
+
+def test_no_sandbox_is_told_with_its_fix(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(bubblewrap, "find_bwrap", lambda: None)
+    ((name, said),) = doctor.sandbox_facts()
+    assert name == "sandbox" and said.startswith("none: ")
+    assert "apt-get install bubblewrap" in said

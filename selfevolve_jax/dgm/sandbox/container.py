@@ -22,10 +22,9 @@ import subprocess
 import tarfile
 import threading
 import time
-from pathlib import PurePosixPath
 from typing import BinaryIO
 
-from selfevolve_jax.dgm.sandbox import cgroups, copy_out, workdir
+from selfevolve_jax.dgm.sandbox import cgroups, copy_out, untar, workdir
 from selfevolve_jax.dgm.sandbox.job import SOCKET, WORK, Job, Outcome, SandboxError
 from selfevolve_jax.errors import UserError
 
@@ -48,9 +47,8 @@ wait $job; code=$?
 trap '' TERM
 kill -9 -1 2>/dev/null
 wait
-printf '%s' "$mark"
-times | tr '\\n' ' '
-printf '%s\\n' "$code"
+printf '%s%s\\n' "$mark" "$code"
+times
 tar -cf - -C / work 2>/dev/null
 exit 0
 """
@@ -153,15 +151,14 @@ def _run(program: str, image: str, name: str, job: Job) -> Outcome:
         thread.join(GRACE_S)
     if _ask(program, "inspect", "--format", "{{.State.OOMKilled}}", name)[1].strip() == "true":
         ended = "memory"
-    head, _, tar = bytes(out.rest).partition(b"\n")
-    told = _told(head) if out.marked else None
+    told, tar = _told(out.rest) if out.marked else (None, b"")
     if told is None and not ended:
         said = bytes(errors.kept).decode(errors="replace").strip()[-500:]
         raise SandboxError(f"{program} ran no job (exit code {child.returncode}): {said}")
     cpu_s, code = told or (0.0, None)
     if not ended and cpu_s >= limits.cpu_s:
         ended = "CPU time"
-    files, refused = unpacked(io.BytesIO(tar), job) if told else ({}, ())
+    files, refused = unpacked(tar, job) if told else ({}, ())
     return Outcome(
         exit_code=None if ended else code,
         ended=ended,
@@ -222,59 +219,53 @@ def packed(job: Job) -> bytes:
     return stream.getvalue()
 
 
-def unpacked(stream: BinaryIO, job: Job) -> tuple[dict[str, bytes], tuple[tuple[str, str], ...]]:
-    """Of an untrusted tar: the regular files that were to be collected, and what was refused. Nothing
-    of it touches a disk."""
+def unpacked(
+    tar: bytes | bytearray, job: Job
+) -> tuple[dict[str, bytes], tuple[tuple[str, str], ...]]:
+    """Of an untrusted tar of /work: the regular files that were to be collected, and (path, why) of
+    what was refused."""
     limits = job.limits
     files: dict[str, bytes] = {}
-    refused: list[tuple[str, str]] = []
+    refused: dict[str, str] = {}
     left = limits.collected_bytes
-    linked: set[str] = set()
     try:
-        with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as tar:
-            for member in tar:
-                path, why = _member(member, job)
-                if path is None or (not why and member.isdir()):
-                    continue
-                if not why and len(files) >= limits.collected_files:
-                    why = "more files than may be copied out"
-                if not why and member.size > left:
-                    why = f"{member.size} bytes; {left} are left of what may be copied out"
-                if member.islnk():
-                    linked.add(member.linkname.removeprefix("work/"))
-                content = tar.extractfile(member) if not why else None
-                if content is not None:
-                    files[path] = content.read()
-                    left -= len(files[path])
-                elif len(refused) < copy_out.REFUSED:
-                    refused.append((copy_out.shown(os.fsencode(path)), why))
-    except (tarfile.TarError, EOFError, ValueError, OSError) as e:
-        refused.append(("…", f"the container's tar is broken: {e}"))
-    for path in linked & files.keys():  # the first name of a hard link comes as a plain file
-        del files[path]
-        refused.append((copy_out.shown(os.fsencode(path)), copy_out.HARD_LINK))
-    return dict(sorted(files.items())), tuple(refused)
+        for member in untar.members(tar):
+            path, why = _member(member, job)
+            name = path.decode(errors="replace")
+            if not path or (member.kind == "folder" and not why):
+                continue
+            if member.kind == "hard link":  # its other name came as a plain file
+                other = member.link.removeprefix(b"work/").decode(errors="replace")
+                if other in files:
+                    left += len(files.pop(other))
+                    refused[copy_out.shown(other.encode())] = copy_out.HARD_LINK
+            if not why and len(files) >= limits.collected_files:
+                why = "more files than may be copied out"
+            if not why and len(member.content) > left:
+                why = f"{len(member.content)} bytes; {left} are left of what may be copied out"
+            if not why and name not in files:
+                files[name] = bytes(member.content)
+                left -= len(member.content)
+            elif why and len(refused) < copy_out.REFUSED:
+                refused[copy_out.shown(path)] = why
+    except untar.BadTar as e:
+        refused["…"] = f"the container's tar is bad: {e}"
+    return dict(sorted(files.items())), tuple(refused.items())
 
 
-def _member(member: tarfile.TarInfo, job: Job) -> tuple[str | None, str]:
-    """(path under /work, or None where it was not to be collected; "" or why it is refused)."""
-    name = PurePosixPath(member.name)
-    if name.parts[:1] != ("work",) or ".." in name.parts:
+def _member(member: untar.Member, job: Job) -> tuple[bytes, str]:
+    """(path under /work, b"" where it is not to be collected; "" or why it is refused)."""
+    first, *parts = member.name.removesuffix(b"/").split(b"/")
+    if first != b"work" or not all(part not in (b"", b".", b"..") for part in parts):
         return member.name, "it leads out of /work"
-    path = "/".join(name.parts[1:])
-    if not any(c in (".", path) or path.startswith(c.rstrip("/") + "/") for c in job.collect):
-        return None, ""
-    if member.isdir():
-        return path, ""
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return path, "its name is not UTF-8"
-    if member.issym():
-        return path, "a symbolic link"
-    if member.islnk():
-        return path, copy_out.HARD_LINK
-    return path, "" if member.isreg() else "not a regular file"
+    path = b"/".join(parts)
+    wanted = [os.fsencode(c.rstrip("/")) for c in job.collect]
+    if not any(c in (b".", path) or path.startswith(c + b"/") for c in wanted):
+        return b"", ""
+    if why := copy_out.bad_name(path):
+        return path, why
+    kinds = {"link": copy_out.LINK, "hard link": copy_out.HARD_LINK, "other": copy_out.NOT_REGULAR}
+    return path, kinds.get(member.kind, "")
 
 
 class _Output:
@@ -313,14 +304,16 @@ class _Output:
         self.truncated = self.truncated or len(got) > room
 
 
-def _told(head: bytes) -> tuple[float, int] | None:
-    """(CPU seconds, exit code) of what `times` and the shell said: "0m0.0s 0m0.0s 0m1.2s 0m0.1s 3"."""
-    found = re.fullmatch(rb"\S+ \S+ (\d+)m([\d.]+)s (\d+)m([\d.]+)s (\d+)", head.strip())
+def _told(rest: bytearray) -> tuple[tuple[float, int] | None, bytes]:
+    """((CPU seconds, exit code) or None, the tar) of what comes behind the mark: the code, a line of
+    the shell's own times and one of its children's, such as "0m1.20s 0m0.10s", and the tar. A job can
+    see the mark and write all this itself; it gains nothing that its files do not say anyway."""
+    found = re.match(rb"(\d{1,3})\n\S+ \S+\n(\d+)m(\d+\.\d+)s (\d+)m(\d+\.\d+)s\n", rest[:200])
     if found is None:
-        return None
-    user, system = (int(found[i]) * 60 + float(found[i + 1]) for i in (1, 3))
-    code = int(found[5])
-    return user + system, 128 - code if 128 < code <= 192 else code
+        return None, b""
+    cpu_s = 60 * (int(found[2]) + int(found[4])) + float(found[3]) + float(found[5])
+    code = int(found[1])
+    return (cpu_s, 128 - code if 128 < code <= 192 else code), bytes(rest[found.end() :])
 
 
 def _feed(stream: BinaryIO, content: bytes) -> None:

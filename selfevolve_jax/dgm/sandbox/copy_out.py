@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,10 @@ from collections.abc import Iterator, Sequence
 OPENAT2 = 437  # on every architecture
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
 DEPTH = 64  # folders deeper than this are refused
+LINK = "a symbolic link"
+NOT_REGULAR = "not a regular file"
 HARD_LINK = "it has more than one name (a hard link)"
+NAMES = 100_000  # looked at, at most
 REFUSED = 200  # refusals listed one by one; the rest is counted
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,6 +46,15 @@ def shown(name: bytes) -> str:
     """A name as it may be printed: no control characters, no broken UTF-8."""
     text = name.decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def bad_name(path: bytes) -> str:
+    """Why a path is refused, "" where it is not: names are printed, and are keys of records."""
+    try:
+        text = path.decode()
+    except UnicodeDecodeError:
+        return "its name is not UTF-8"
+    return "" if text.isprintable() else "its name has control characters"
 
 
 def copy_out(
@@ -73,7 +86,8 @@ def copy_out(
 
 
 def _walk(work: int, wanted: Sequence[str]) -> Iterator[tuple[bytes, str]]:
-    """(path, "" or why it is refused) of everything that is no folder; bounded work for each entry."""
+    """(path, "" or why it is refused) of everything that is no folder, NAMES at most."""
+    seen = 0
     for start in wanted:
         pending = [os.fsencode("" if start in (".", "./") else start.rstrip("/"))]
         while pending:
@@ -89,12 +103,17 @@ def _walk(work: int, wanted: Sequence[str]) -> Iterator[tuple[bytes, str]]:
                 yield path, "" if e.errno == errno.ENOTDIR else _reason(e)
                 continue
             try:
-                with os.scandir(fd) as entries:
+                with os.scandir(fd) as all_entries:
+                    entries = itertools.islice(all_entries, NAMES - seen)
                     names = sorted(
                         (os.fsencode(e.name), e.is_dir(follow_symlinks=False)) for e in entries
                     )
             finally:
                 os.close(fd)
+            seen += len(names)
+            if seen >= NAMES:
+                yield path, f"more than {NAMES} names; the rest was not looked at"
+                return
             for name, folder in names:
                 full = path + b"/" + name if path else name
                 if not folder:
@@ -103,10 +122,8 @@ def _walk(work: int, wanted: Sequence[str]) -> Iterator[tuple[bytes, str]]:
 
 
 def _read(work: int, path: bytes, left: int, room: bool) -> tuple[bytes, str]:
-    try:
-        path.decode()
-    except UnicodeDecodeError:
-        return b"", "its name is not UTF-8"
+    if why := bad_name(path):
+        return b"", why
     try:
         # O_NONBLOCK: a fifo must not make us wait; O_PATH first would be two calls for each file
         fd = open_beneath(work, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
@@ -115,7 +132,7 @@ def _read(work: int, path: bytes, left: int, room: bool) -> tuple[bytes, str]:
     with open(fd, "rb", buffering=0) as file:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
-            return b"", "not a regular file"
+            return b"", NOT_REGULAR
         if found.st_nlink != 1:
             return b"", HARD_LINK
         if not room:
@@ -127,5 +144,5 @@ def _read(work: int, path: bytes, left: int, room: bool) -> tuple[bytes, str]:
 
 
 def _reason(e: OSError) -> str:
-    links = {errno.ELOOP: "a symbolic link", errno.EXDEV: "it leads out of /work"}
+    links = {errno.ELOOP: LINK, errno.EXDEV: "it leads out of /work"}
     return links.get(e.errno or 0) or (e.strerror or "it cannot be opened")
