@@ -4,8 +4,8 @@ There a solution can, in the end, do whatever the runner can. What is checked: t
 framework's own machine-readable one; it names each expected test exactly once; and controls, tests with
 a random name that must fail, one at the end of each trusted test file, ran last and did fail. So a
 solution is not solved by ending the program early, by printing what it knows of the report, or by
-redefining what the tests assert with. It is not proof against one that reads the names of tests from its
-own program's memory; apart.py is, for Python and JavaScript."""
+redefining what the tests assert with. It is not proof against one that reads the names of tests from
+its own program's memory; apart.py is, for Python and JavaScript."""
 
 from __future__ import annotations
 
