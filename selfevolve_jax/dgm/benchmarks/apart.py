@@ -1,12 +1,12 @@
 """Tests and solution in two sandboxes, joined by nothing but a socket.
 
 In one process a solution can do whatever the runner can: exit 0, print what the runner would print,
-redefine what an assertion does. Here the tests run where no line of the solution runs, and see it only as
-answers to questions (inside/wire.py, inside/wire.mjs). What this proves: that every assertion was
-evaluated by trusted code on values that the solution gave for it, and that the report is the trusted
-side's. What it cannot prove: that a method of the solution which decides an assertion by itself, such as
-its own __eq__, is honest; operations by which the reference's objects decide nothing are refused.
-"""
+redefine what an assertion does. Here the tests run where no line of the solution runs, and see it
+only as answers to questions (inside/wire.py, inside/wire.mjs). What this proves: that every assertion
+was evaluated by trusted code on values that the solution gave for it, and that the report is the
+trusted side's. What it cannot prove: that a method of the solution which decides an assertion by
+itself, such as its own __eq__, is honest; operations by which the reference's objects decide nothing
+are refused."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def _both(a: Graded, b: Graded) -> Graded:
     )
 
 
-# --- two sandboxes, one socket pair ----------------------------------------------------------------
+# --- two sandboxes, one socket pair -------------------------------------------------------------
 
 # One pair at a time takes its two slots, so that no two pairs can each hold one and wait for another.
 _pairing = threading.Lock()
@@ -249,8 +249,8 @@ def _run_joined(trusted: Job, untrusted: Job, box: Box) -> tuple[Outcome, Outcom
     if not joined.is_set():
         told = " ".join(f"{k}: {_how(v)}" for k, v in outcomes.items())
         raise Unavailable(
-            f"tests and solution never met; {told}. A grading needs two of the sandbox's slots at once: "
-            "open it with two for each worker."
+            f"tests and solution never met; {told}. A grading needs two of the sandbox's slots at "
+            "once: open it with two for each worker."
         )
     return outcomes["tests"], outcomes["solution"]
 

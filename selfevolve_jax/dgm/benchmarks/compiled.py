@@ -1,12 +1,11 @@
 """Tests of compiled languages, where solution and tests are one program.
 
 There a solution can, in the end, do whatever the runner can. What is checked: the report is the test
-framework's own machine-readable one; it names each expected test exactly once; and a control, a test with
-a random name that must fail, is appended to the trusted test file and did fail. So a solution is not
-solved by ending the program early, by printing what it knows of the report, or by redefining what the
-tests assert with. It is not proof against one that reads the names of tests from its own program's
-memory; apart.py is, for Python and JavaScript.
-"""
+framework's own machine-readable one; it names each expected test exactly once; and a control, a test
+with a random name that must fail, is appended to the trusted test file and did fail. So a solution is
+not solved by ending the program early, by printing what it knows of the report, or by redefining what
+the tests assert with. It is not proof against one that reads the names of tests from its own
+program's memory; apart.py is, for Python and JavaScript."""
 
 from __future__ import annotations
 
@@ -88,7 +87,7 @@ def _shell(script: str) -> tuple[str, ...]:
     return ("sh", "-c", script)
 
 
-# --- C++ with the Catch header that each exercise brings -----------------------------------------------
+# --- C++ with the Catch header that each exercise brings ----------------------------------------
 
 
 def _cpp(tests, named, solution, tools, control):
@@ -107,15 +106,18 @@ def _cpp(tests, named, solution, tools, control):
 
     def read(outcome: Outcome) -> Tests:
         root = ElementTree.fromstring(outcome.files[REPORT])
-        cases = root.iter("TestCase")
-        return [
-            (c.attrib["name"], c.find("OverallResult").attrib["success"] == "true") for c in cases
-        ]  # type: ignore[union-attr]
+        found: Tests = []
+        for case in root.iter("TestCase"):
+            result = case.find("OverallResult")
+            if result is None:
+                raise ValueError("a test without a result")
+            found.append((case.attrib["name"], result.attrib["success"] == "true"))
+        return found
 
     return {"argv": _shell(script), "files": files}, read
 
 
-# --- Go ------------------------------------------------------------------------------------------------
+# --- Go -----------------------------------------------------------------------------------------
 
 
 def _go(tests, named, solution, tools, control):
@@ -139,7 +141,7 @@ def _go(tests, named, solution, tools, control):
     return {"argv": argv, "files": files, "env": env}, read
 
 
-# --- Rust ----------------------------------------------------------------------------------------------
+# --- Rust ---------------------------------------------------------------------------------------
 
 
 def _rust(tests, named, solution, tools, control):
@@ -147,11 +149,22 @@ def _rust(tests, named, solution, tools, control):
     files = {**solution, **_appended(tests, named, text)}
     targets = [x for path in named for x in ("--test", path.split("/")[-1].removesuffix(".rs"))]
     cargo = tools.programs["cargo"]
-    argv = (cargo, "test", "--offline", "--no-fail-fast", *targets, "--", "--include-ignored")
-    argv += ("-Z", "unstable-options", "--format", "json", "--test-threads=2")
     folder = cargo.rsplit("/", 1)[0]
-    env = {"PATH": f"{folder}:/usr/local/bin:/usr/bin:/bin", "CARGO_HOME": "/work/.cargo"}
-    env |= {"RUSTC_BOOTSTRAP": "1", "CARGO_BUILD_JOBS": "2", "CARGO_INCREMENTAL": "0"}
+    path = f"PATH={folder}:/usr/local/bin:/usr/bin:/bin"
+    argv = (
+        "env",
+        path,
+        cargo,
+        "test",
+        "--offline",
+        "--no-fail-fast",
+        *targets,
+        "--",
+        "--include-ignored",
+    )
+    argv += ("-Z", "unstable-options", "--format", "json", "--test-threads=2")
+    env = {"CARGO_HOME": "/work/.cargo", "CARGO_BUILD_JOBS": "2", "CARGO_INCREMENTAL": "0"}
+    env |= {"RUSTC_BOOTSTRAP": "1"}
 
     def read(outcome: Outcome) -> Tests:
         events = _json_lines(outcome.stdout)
@@ -165,7 +178,7 @@ def _rust(tests, named, solution, tools, control):
     return {"argv": argv, "files": files, "env": env}, read
 
 
-# --- Java with JUnit 5 ---------------------------------------------------------------------------------
+# --- Java with JUnit 5 --------------------------------------------------------------------------
 
 
 def _java(tests, named, solution, tools, control):

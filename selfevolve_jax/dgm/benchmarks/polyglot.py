@@ -18,14 +18,13 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from selfevolve_jax.dgm import coding
-from selfevolve_jax.dgm.benchmarks import apart, compiled, toolchains
+from selfevolve_jax.dgm.benchmarks import apart, compiled, subset, toolchains
 from selfevolve_jax.dgm.benchmarks.apart import Graded
 from selfevolve_jax.dgm.benchmarks.toolchains import LANGUAGES, Toolchain
 from selfevolve_jax.dgm.contract import Models, Result, Task, Tree
@@ -180,14 +179,19 @@ class Polyglot:
             return Expected((), refused="the stubs that are given pass already")
         return expected
 
-    def checked(self, box: Box, workers: int = 1) -> Polyglot:
-        """The same without the tasks whose reference does not pass here, which are named in
-        `excluded`. The first time on a machine this compiles and runs every reference. Raises
-        Unavailable."""
-        with ThreadPoolExecutor(workers) as pool:
-            found = pool.map(lambda t: self.expected(self.exercises[t.id], box), self.tasks)
-            refused = {t.id: x.refused for t, x in zip(self.tasks, found, strict=True) if x.refused}
-        tasks = [t for t in self.tasks if t.id not in refused]
+    def chosen(self, train: int, held_out: int, seed: int, box: Box) -> Polyglot:
+        """The same with the tasks of a subset (see subset.choose). A task whose reference does not pass
+        here is named in `excluded`, and the next one takes its place. The first time on a machine this
+        compiles and runs the references. Raises UserError, Unavailable."""
+        refused: dict[str, str] = {}
+
+        def usable(task: Task) -> bool:
+            expected = self.expected(self.exercises[task.id], box)
+            if expected.refused:
+                refused[task.id] = expected.refused
+            return not expected.refused
+
+        tasks = subset.choose(self.tasks, train, held_out, seed, usable)
         return replace(self, tasks=tasks, excluded={**self.excluded, **refused})
 
 
@@ -353,7 +357,7 @@ def shown(answer: Tree) -> str:
     return coding.cut("\n".join(parts), KEPT_CHARS)
 
 
-# --- what references gave, kept ------------------------------------------------------------------------
+# --- what references gave, kept -----------------------------------------------------------------
 
 
 def _hash(e: Exercise, tools: Toolchain, box: Box) -> str:

@@ -1,5 +1,5 @@
-"""Compilers and interpreters of this machine, as a sandbox sees them: under /usr, or by a read-only mount.
-Nothing is downloaded."""
+"""Compilers and interpreters of this machine, as a sandbox sees them: under /usr, or by a read-only
+mount. Nothing is downloaded."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ for name in PLAN["solution"]:
 try:
     suite = unittest.defaultTestLoader.loadTestsFromNames(PLAN["tests"])
     if unittest.defaultTestLoader.errors:
-        say({"broken": unittest.defaultTestLoader.errors[0].strip()[-500:]})
+        say({"broken": str(unittest.defaultTestLoader.errors[0]).strip()[-500:]})
     suite.run(Reported())
 except BaseException as e:
     say({"broken": f"{type(e).__name__}: {e}"[-500:]})

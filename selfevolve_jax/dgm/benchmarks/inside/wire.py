@@ -35,22 +35,11 @@ for _name, _function in {
     **{"round": round, "divmod": divmod, "format": format, "bytes": bytes},
 }.items():
     OPERATIONS[f"__{_name}__"] = _function
-BINARY = [
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "matmul",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-]
-for _name in [*BINARY, *["eq", "ne", "lt", "le", "gt", "ge", "neg", "pos", "invert", "index"]]:
+BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+BINARY += ("lshift", "rshift")
+COMPARE = ("eq", "ne", "lt", "le", "gt", "ge")
+UNARY = ("neg", "pos", "invert", "index")
+for _name in [*BINARY, *COMPARE, *UNARY]:
     OPERATIONS[f"__{_name}__"] = getattr(operator, f"__{_name}__")
 
 
@@ -64,26 +53,7 @@ for _name in BINARY:
 # By these an object decides an assertion itself, where plain data is compared by the asker.
 DECIDES = frozenset(
     ["isinstance", "__bool__", "__contains__"]
-    + [
-        f"__{x}__"
-        for x in [
-            "eq",
-            "ne",
-            "lt",
-            "le",
-            "gt",
-            "ge",
-            "neg",
-            "pos",
-            "invert",
-            "index",
-            "int",
-            "float",
-            "complex",
-            "abs",
-        ]
-    ]
-    + [f"__{x}__" for x in ["round", "divmod"]]
+    + [f"__{x}__" for x in (*COMPARE, *UNARY, "int", "float", "complex", "abs", "round", "divmod")]
     + [f"__{r}{x}__" for x in BINARY for r in ("", "r")]
 )
 
@@ -168,7 +138,7 @@ class Wire:
         self.foreign = {}  # exception class of the other side -> number
         self.gone = False
 
-    # --- values -----------------------------------------------------------------------------------
+    # --- values ----------------------------------------------------------------------------------
     def pack(self, x, depth=0):
         if depth > DEPTH:
             raise TypeError("a value is nested too deeply to be passed on")
@@ -204,9 +174,7 @@ class Wire:
                 return self._object(x, base(value(x)))
         for base in (list, tuple, set, frozenset):
             if isinstance(x, base):
-                return self._object(
-                    x, [base.__name__, [self.pack(y, depth + 1) for y in base.__iter__(x)]]
-                )
+                return self._object(x, [base.__name__, [self.pack(y, depth + 1) for y in iter(x)]])
         if isinstance(x, dict):
             return self._object(x, ["dict", self._items(x, depth)])
         return self._object(x, None)
@@ -304,10 +272,10 @@ class Wire:
             if not name.startswith("_"):
                 setattr(e, name, self.unpack(value))
         if kind in self.foreign:
-            e._said = str(x.get("text", ""))
+            vars(e)["_said"] = str(x.get("text", ""))
         return e
 
-    # --- messages ---------------------------------------------------------------------------------
+    # --- messages --------------------------------------------------------------------------------
     def ask(self, operation, x, args=(), kwargs=None):
         if operation in DECIDES and not self.may_decide(operation):
             raise TypeError(f"{operation} of an object, where the reference gives a plain value")
