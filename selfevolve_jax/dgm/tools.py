@@ -31,14 +31,24 @@ class Tools:
 
 
 @contextlib.contextmanager
-def open_tools(recipe: DGMRecipe, plan: Plan, folder: Path) -> Iterator[Tools]:
-    """folder: where the calls of models are logged. Raises UserError where a part is missing."""
+def open_tools(
+    recipe: DGMRecipe,
+    plan: Plan,
+    folder: Path,
+    ready: Callable[[Any], None] = lambda models: None,
+) -> Iterator[Tools]:
+    """folder: where the calls of models are logged. ready: called with the models, where there are
+    some, before a sandbox is opened. Raises UserError where a part is missing."""
     submit = _here if recipe.fan_out == "threads" else _by_ray(recipe, plan, folder)
     with contextlib.ExitStack() as stack:
-        box = stack.enter_context(contextlib.closing(open_box(recipe.sandbox, recipe.workers)))
-        benchmark, proposer, models = _of_repair(recipe, plan) or _of_models(recipe, folder, box)
+        models = _models(recipe, folder)
         if models is not None:
             stack.callback(models.close)
+            ready(models)
+        # A grading of a benchmark takes two slots, for tests and solution (benchmarks/apart.py).
+        slots = recipe.workers if models is None else 2 * recipe.workers
+        box = stack.enter_context(contextlib.closing(open_box(recipe.sandbox, slots)))
+        benchmark, proposer = _of_repair(recipe, plan) or _of_models(recipe, box)
         tools = Tools(benchmark, proposer, box, models, submit)
         # a dataclass cannot name itself while it is made
         yield replace(tools, submit=functools.partial(submit, tools))
@@ -62,16 +72,26 @@ def _of_repair(recipe: DGMRecipe, plan: Plan) -> Any:
     from selfevolve_jax.dgm.repair.proposer import Genetic
 
     config = recipe.benchmark
-    return benchmark(config.candidates, config.quixbugs), Genetic(plan.donors), None
+    return benchmark(config.candidates, config.quixbugs), Genetic(plan.donors)
 
 
-def _of_models(recipe: DGMRecipe, folder: Path, box: Box) -> Any:
-    from selfevolve_jax.dgm.benchmarks.open import open_benchmark
+def _models(recipe: DGMRecipe, folder: Path) -> Any:
+    if isinstance(recipe.benchmark, RepairConfig):
+        return None
+    from selfevolve_jax.dgm.benchmarks.open import check
     from selfevolve_jax.dgm.llm.models import open_models
+
+    check(recipe.benchmark)
+    return open_models(recipe.models, folder)
+
+
+def _of_models(recipe: DGMRecipe, box: Box) -> Any:
+    from selfevolve_jax.dgm.benchmarks.open import open_benchmark
     from selfevolve_jax.dgm.self_modify import SelfModification
 
-    benchmark = open_benchmark(recipe.benchmark, recipe.seed, box)
-    return benchmark, SelfModification(benchmark), open_models(recipe.models, folder)
+    assert not isinstance(recipe.benchmark, RepairConfig)
+    benchmark = open_benchmark(recipe.benchmark, box)
+    return benchmark, SelfModification(benchmark)
 
 
 def _here(tools: Tools, pool: Executor, function: Callable[..., Any], *given: Any) -> Future[Any]:
