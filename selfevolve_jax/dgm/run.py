@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from selfevolve_jax import run_dir
-from selfevolve_jax.dgm import archive, events
+from selfevolve_jax.dgm import archive, events, staged
+from selfevolve_jax.dgm.contract import BudgetSpent
 from selfevolve_jax.dgm.controller import run_arm
 from selfevolve_jax.dgm.llm.config import ROLES
 from selfevolve_jax.dgm.recipe import DGMRecipe, plan_of
@@ -58,8 +59,11 @@ def run(
     summary: dict[str, Any] = {"arms": {}}
     for arm in recipe.arms:
         plan = plan_of(recipe, arm)
-        with open_tools(recipe, plan, place) as tools:
-            if not summary["arms"]:
+        first_arm = not summary["arms"]
+        with open_tools(recipe, plan, place, _preflight if first_arm else _nothing) as tools:
+            if first_arm:
+                train = [task.id for task in tools.benchmark.tasks if task.split == "train"]
+                staged.stages(train, recipe.stages, recipe.seed)  # are there enough?
                 run_dir.create(place, config, resume, MAY_CHANGE)
                 _begin(tools, say)
             say(f"{arm}: {len(tools.benchmark.tasks)} tasks of {tools.benchmark.name}")
@@ -84,7 +88,18 @@ def _begin(tools: Any, say: Any) -> None:
     for what, why in tools.benchmark.excluded.items():
         say(f"not counted: {what}: {why}")
     if tools.models is not None:
-        tools.models.preflight(say)
+        tools.models.log_preflight()
+
+
+def _preflight(models: Any) -> None:
+    try:
+        models.preflight(say)
+    except BudgetSpent as spent:
+        raise UserError(f"{spent} Fix: raise it.") from None
+
+
+def _nothing(models: Any) -> None:
+    pass
 
 
 def _report(place: Path) -> Any:

@@ -32,17 +32,24 @@ class Tools:
 
 
 @contextlib.contextmanager
-def open_tools(recipe: DGMRecipe, plan: Plan, folder: Path) -> Iterator[Tools]:
-    """folder: where the calls of models are logged. Raises UserError where a part is missing."""
+def open_tools(
+    recipe: DGMRecipe,
+    plan: Plan,
+    folder: Path,
+    ready: Callable[[Any], None] = lambda models: None,
+) -> Iterator[Tools]:
+    """folder: where the calls of models are logged. ready: called with the models, where there are
+    some, before a sandbox is opened. Raises UserError where a part is missing."""
     submit = _here if recipe.fan_out == "threads" else _by_ray(recipe, plan)
     with contextlib.ExitStack() as stack:
-        box = stack.enter_context(contextlib.closing(open_box(recipe.sandbox, recipe.workers)))
-        if isinstance(recipe.benchmark, RepairConfig):
-            benchmark, proposer, models = _of_repair(recipe.benchmark, plan)
-        else:
-            benchmark, proposer, models = _of_models(recipe, folder, box)
+        models = _models(recipe, folder)
         if models is not None:
             stack.callback(models.close)
+            ready(models)
+        # A grading of a benchmark takes two slots, for tests and solution (benchmarks/apart.py).
+        slots = recipe.workers if models is None else 2 * recipe.workers
+        box = stack.enter_context(contextlib.closing(open_box(recipe.sandbox, slots)))
+        benchmark, proposer = _parts(recipe, plan, box)
         tools = Tools(benchmark, proposer, box, models, submit)
         # a dataclass cannot name itself while it is made
         yield replace(tools, submit=functools.partial(submit, tools))
@@ -59,20 +66,27 @@ def first_agent(recipe: DGMRecipe) -> Tree:
     return load_agent(recipe.agent or FOLDER)
 
 
-def _of_repair(config: RepairConfig, plan: Plan) -> tuple[Benchmark, Proposer, None]:
-    from selfevolve_jax.dgm.repair.benchmark import benchmark
-    from selfevolve_jax.dgm.repair.proposer import Genetic
-
-    return benchmark(config.candidates, config.quixbugs), Genetic(plan.donors), None
-
-
-def _of_models(recipe: DGMRecipe, folder: Path, box: Box) -> tuple[Benchmark, Proposer, Any]:
-    from selfevolve_jax.dgm.benchmarks.open import open_benchmark
+def _models(recipe: DGMRecipe, folder: Path) -> Any:
+    if isinstance(recipe.benchmark, RepairConfig):
+        return None
+    from selfevolve_jax.dgm.benchmarks.open import check
     from selfevolve_jax.dgm.llm.models import open_models
+
+    check(recipe.benchmark)
+    return open_models(recipe.models, folder)
+
+
+def _parts(recipe: DGMRecipe, plan: Plan, box: Box) -> tuple[Benchmark, Proposer]:
+    if isinstance(recipe.benchmark, RepairConfig):
+        from selfevolve_jax.dgm.repair.benchmark import benchmark
+        from selfevolve_jax.dgm.repair.proposer import Genetic
+
+        return benchmark(recipe.benchmark.candidates, recipe.benchmark.quixbugs), Genetic(plan.donors)
+    from selfevolve_jax.dgm.benchmarks.open import open_benchmark
     from selfevolve_jax.dgm.self_modify import SelfModification
 
-    benchmark = open_benchmark(recipe.benchmark, recipe.seed, box)
-    return benchmark, SelfModification(benchmark), open_models(recipe.models, folder)
+    judged_by = open_benchmark(recipe.benchmark, box)
+    return judged_by, SelfModification(judged_by)
 
 
 def _here(tools: Tools, pool: Executor, function: Callable[..., Any], *given: Any) -> Future[Any]:

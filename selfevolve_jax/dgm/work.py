@@ -15,6 +15,7 @@ from typing import Any
 
 from selfevolve_jax.dgm.contract import BudgetSpent, Unavailable
 from selfevolve_jax.dgm.sandbox.job import SandboxError
+from selfevolve_jax.errors import DiskError, UserError
 
 LEASES = 3  # how often a job whose endpoint or sandbox fails is tried before the run stops
 TURN_S = 1.0  # how soon a stop is seen while all workers are busy
@@ -86,14 +87,18 @@ def run_all(
             for future in done:
                 job = flying.pop(future)
                 try:
-                    record(job, future.result())
-                except BudgetSpent as spent:
+                    result = future.result()
+                except DiskError:
+                    raise
+                except (BudgetSpent, UserError) as spent:  # the latter where a key, say, is refused
                     reason = reason or str(spent)
                 except (Unavailable, SandboxError) as error:
                     leases[job] += 1
                     failed(job, str(error))
                     if leases[job] == LEASES:
                         reason = reason or f"{LEASES} times in a row: {error}"
+                else:
+                    record(job, result)
     if reason:
         raise Stopped(reason)
 

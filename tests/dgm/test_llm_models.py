@@ -243,6 +243,9 @@ def test_preflight_asks_each_endpoint_once(tmp_path):
         models = open_models(both, tmp_path / "two")
         models.preflight(said.append)
         same(models.usage(), Usage(2, 6, 6, 30e-6))
+        assert not (tmp_path / "two").exists()  # nothing is written before there is a run
+        models.log_preflight()
+        assert [line["call"] for line in lines(tmp_path / "two")] == [1, 2]
         models.close()
     assert [line.partition(" at ")[0] for line in said[1:]] == ["coding: m", "diagnosis: d"]
     assert [seen["body"]["model"] for seen in server.seen] == ["m", "m", "d"]
@@ -255,6 +258,7 @@ def test_preflight_says_what_is_wrong_once(tmp_path):
             server.answers = ["yes I can"]
             models.preflight(lambda _: None)
         models.close()
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_role_has_its_own_model_and_prices(tmp_path):
@@ -280,7 +284,7 @@ def test_a_full_disk_is_told_and_the_money_is_counted(tmp_path, monkeypatch):
         with pytest.raises(DiskError), models.session("coding", "x") as session:
             assert ask(session.socket)[0] == 503
         same(models.usage(), CALL)
-        assert lines(tmp_path) == []
+        assert not (tmp_path / "calls.jsonl").exists()
         models.close()
 
 

@@ -49,18 +49,23 @@ class BenchmarkConfig:
             )
         if self.agent_s <= 0:
             raise UserError(f"agent_s={self.agent_s} must be above 0 seconds.")
-        if self.name != "human_eval" and self.path is None:
-            what = {
-                "polyglot": "the path of a clone of Aider-AI/polyglot-benchmark",
-                "swe_bench": "a json, jsonl or parquet file, or a name such as "
-                "SWE-bench/SWE-bench_Verified",
-            }[self.name]
-            raise UserError(f"name={self.name} needs path: {what}.")
+
+
+def check(config: BenchmarkConfig) -> None:
+    """UserError where the path is missing: a recipe may leave it to whoever runs it."""
+    if config.name != "human_eval" and config.path is None:
+        what = {
+            "polyglot": "a clone of Aider-AI/polyglot-benchmark",
+            "swe_bench": "a json, jsonl or parquet file, or a hub name such as "
+            "SWE-bench/SWE-bench_Verified",
+        }[config.name]
+        raise UserError(f"the benchmark {config.name} needs --benchmark.path: {what}.")
 
 
 def open_benchmark(config: BenchmarkConfig, box: Box) -> Benchmark:
     """The benchmark, with the tasks of its subset. Polyglot's references are run first where the cache
     does not know them. Raises UserError, Unavailable."""
+    check(config)
     limits = dataclasses.replace(coding.LIMITS, wall_s=config.agent_s, cpu_s=config.agent_s)
     return OPENERS[config.name](config, box, limits)
 

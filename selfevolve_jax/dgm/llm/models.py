@@ -48,14 +48,17 @@ class OpenModels:
 
     def preflight(self, say: Callable[[str], None] = print) -> None:
         """One short call of each endpoint, and one line said. UserError says what is wrong. May raise
-        BudgetSpent."""
+        BudgetSpent. Writes nothing: `log_preflight` does, once there is a run."""
         for role, endpoint in reversed(self._distinct.items()):
             self._check_budget()
             try:
-                answer = self._logged(role, PLAIN, "preflight", endpoint.preflight)
+                answer = self._logged(role, PLAIN, "preflight", endpoint.preflight, hold=True)
             except Failed as error:
                 raise UserError(f"the {role} model: {error}") from error
             say(f"{role}: {endpoint.described(answer)}")
+
+    def log_preflight(self) -> None:
+        self._log.write_held()
 
     def chat(
         self, role: str, messages: Sequence[Mapping[str, Any]], purpose: str
@@ -134,6 +137,7 @@ class OpenModels:
         purpose: str,
         ask: Callable[[], Answer],
         count: Callable[[Usage], None] = lambda usage: None,
+        hold: bool = False,
     ) -> Answer:
         model = self._config.of(role)
         start = time.monotonic()
@@ -153,7 +157,7 @@ class OpenModels:
                 "outcome": outcome,
             }
             count(Usage(1, *tokens, line["dollars"]))
-            self._log.add(line, request, answer.message if answer else None)
+            self._log.add(line, request, answer.message if answer else None, hold)
 
         try:
             answer = ask()
