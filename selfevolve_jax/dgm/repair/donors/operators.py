@@ -330,7 +330,7 @@ def change_function(tree, draw):
     families = [
         ["min", "max"],
         ["any", "all"],
-        ["list", "sorted", "reversed", "set"],
+        ["list", "sorted", "reversed"],
         ["int", "round"],
     ]
     names = {n.func.id for n in calls}.union(*(f for f in families if place.func.id in f))
