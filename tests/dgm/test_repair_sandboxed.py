@@ -299,6 +299,7 @@ BROKEN = {
     HEAD
     + "[open(f'{to}/{i}', 'w').write('x') for i in range(40)]": "more than 32 files|is refused",
     HEAD + "open(to + '/repair.py', 'wb').write(b'\\xff')": "is no text",
+    COPY + "os.makedirs(to + '/.git'); open(to + '/.git/config', 'w')": "an odd name: .git/config",
     COPY: "the child is its parent",
     COPY + "open(to + '/evolve.py', 'w').write('def')": "fails its self-test: exit code 1: Syntax",
     COPY + "os.remove(to + '/policy.json')": "fails its self-test: exit code 1: FileNotFound",

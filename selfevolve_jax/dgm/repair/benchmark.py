@@ -23,7 +23,7 @@ from selfevolve_jax.dgm.repair.tasks import Case, RepairTask
 from selfevolve_jax.dgm.sandbox.job import WORK, Box, Job, Limits, Outcome, SandboxError
 from selfevolve_jax.errors import UserError
 
-BUDGET = 50  # candidates
+BUDGET = 100  # candidates
 KEPT = 4_000  # characters of an answer, and of a log
 PYTHON = ("python3", "-I", "-S", "-B")
 REPAIR_LIMITS = Limits(

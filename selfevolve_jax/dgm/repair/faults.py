@@ -43,6 +43,15 @@ _ARITHMETIC: dict[type[ast.operator], tuple[type[ast.operator], ...]] = {
     ast.Div: (ast.FloorDiv, ast.Mult),
     ast.Mod: (ast.FloorDiv,),
 }
+_CALLS = ("abs", "int", "len", "list", "reversed", "sorted", "str")
+_CONFUSED = {
+    "min": "max",
+    "max": "min",
+    "any": "all",
+    "all": "any",
+    "list": "sorted",
+    "int": "round",
+}
 
 
 def faults(name: str, program: Program) -> Iterator[Fault]:
@@ -97,6 +106,14 @@ def _changed(node: ast.AST, names: list[str]) -> Iterator[tuple[str, ast.AST]]:
     if isinstance(node, ast.BinOp | ast.AugAssign):
         for op in _ARITHMETIC.get(type(node.op), ()):
             yield "arithmetic", with_(op=op())
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub):
+        one = isinstance(node.right, ast.Constant) and node.right.value == 1
+        yield from [("offset", node.left)] if one else []
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if len(node.args) == 1 and node.func.id in _CALLS:
+            yield "missing_call", node.args[0]
+        if node.func.id in _CONFUSED:
+            yield "function", with_(func=ast.Name(_CONFUSED[node.func.id], ast.Load()))
     if isinstance(node, ast.BoolOp):
         yield "connective", with_(op=ast.Or() if isinstance(node.op, ast.And) else ast.And())
         for i in range(len(node.values)):
@@ -168,6 +185,12 @@ def _statement_faults(name: str, source: str, block: list[ast.stmt]) -> Iterator
         )
         if isinstance(node, ast.Expr | ast.Assign | ast.AugAssign):
             yield Fault(name, "doubled_statement", span, text, text + text)
+        if isinstance(node, ast.AugAssign) and isinstance(node.op, ast.Add):
+            now = text.replace("+=", "=", 1)
+            yield Fault(name, "assignment", span, text, now)
+        if isinstance(node, ast.While | ast.If) and not node.orelse:
+            old, new = ("while ", "if ") if isinstance(node, ast.While) else ("if ", "while ")
+            yield Fault(name, "if_while", span, text, text.replace(old, new, 1))
         if i + 1 < len(block):
             after = block[i + 1]
             assert after.end_lineno is not None

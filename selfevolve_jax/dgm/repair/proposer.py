@@ -7,6 +7,7 @@ besides the parent's files: no task, no program, no score.
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from selfevolve_jax.dgm.sandbox.job import WORK, Box, Job, Limits, Outcome
 
 FOLDER = Path(__file__).parent
 MAX_FILES, MAX_BYTES = 32, 128 << 10  # of a child's tree
+_PATH = re.compile(r"(\w[\w.-]*/)*\w[\w.-]*", re.ASCII)  # no hidden file, such as git's own
 LIMITS = Limits(
     wall_s=30, cpu_s=5, memory_mib=256, processes=8, file_mib=1, work_mib=16, work_files=500,
     output_bytes=16 << 10, collected_bytes=MAX_BYTES + 1, collected_files=MAX_FILES + 1,
@@ -116,6 +118,8 @@ def _unfit(child: Tree, parent: Tree, made: Outcome) -> str:
     if len(child) > MAX_FILES or sum(map(len, child.values())) > MAX_BYTES:
         return f"the child has more than {MAX_FILES} files or {MAX_BYTES >> 10} KiB"
     for path, data in child.items():
+        if not _PATH.fullmatch(path):
+            return f"the child has a file with an odd name: {printable(path)[:100]}"
         try:
             data.decode()
         except UnicodeDecodeError:

@@ -228,14 +228,38 @@ def drop_clause(tree, draw):
 
 @operator
 def add_clause(tree, draw):
-    """A condition gets a further part: a comparison from elsewhere in the program."""
+    """A condition gets a further part: a comparison from elsewhere, or a
+    variable as a flag."""
     place = draw.place(nodes(tree, ast.If, ast.While))
     others = nodes(tree, ast.Compare)
+    flags = sorted({n.id for n in nodes(tree, ast.Name) if isinstance(n.ctx, ast.Store)})
+    others += [
+        ast.parse(f"{kind} {flag}".strip(), mode="eval").body
+        for flag in flags
+        for kind in ("", "not")
+    ]
     if place is None or not others:
         return False
     parts = [copy(draw.choice(others)), place.test]
     draw.shuffle(parts)
     place.test = ast.BoolOp(op=draw.choice([ast.And, ast.Or])(), values=parts)
+    return True
+
+
+@operator
+def change_if_while(tree, draw):
+    """`if` becomes `while`, and the other way round."""
+    places = [
+        (b, i)
+        for b, i in statements(tree)
+        if isinstance(b[i], ast.While) or (isinstance(b[i], ast.If) and not b[i].orelse)
+    ]
+    place = draw.place(places, line_of)
+    if place is None:
+        return False
+    block, i = place
+    kind = ast.If if isinstance(block[i], ast.While) else ast.While
+    block[i] = kind(test=block[i].test, body=block[i].body, orelse=[])
     return True
 
 
@@ -330,7 +354,7 @@ def change_function(tree, draw):
     families = [
         ["min", "max"],
         ["any", "all"],
-        ["list", "sorted", "reversed", "set"],
+        ["list", "sorted", "reversed"],
         ["int", "round"],
     ]
     names = {n.func.id for n in calls}.union(*(f for f in families if place.func.id in f))
