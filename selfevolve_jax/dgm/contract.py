@@ -100,9 +100,12 @@ class Benchmark(Protocol):
     """tasks: all of all splits, in an order that the seed of a subset is drawn from. excluded: task or
     group -> why it is not among them, such as a toolchain that is missing."""
 
-    name: str
-    tasks: Sequence[Task]
-    excluded: Mapping[str, str]
+    @property
+    def name(self) -> str: ...
+    @property
+    def tasks(self) -> Sequence[Task]: ...
+    @property
+    def excluded(self) -> Mapping[str, str]: ...
 
     def evaluate(
         self, agent: Tree, task: Task, seed: int, box: Box, models: Models | None

@@ -81,7 +81,9 @@ def _parts(recipe: DGMRecipe, plan: Plan, box: Box) -> tuple[Benchmark, Proposer
         from selfevolve_jax.dgm.repair.benchmark import benchmark
         from selfevolve_jax.dgm.repair.proposer import Genetic
 
-        return benchmark(recipe.benchmark.candidates, recipe.benchmark.quixbugs), Genetic(plan.donors)
+        return benchmark(recipe.benchmark.candidates, recipe.benchmark.quixbugs), Genetic(
+            plan.donors
+        )
     from selfevolve_jax.dgm.benchmarks.open import open_benchmark
     from selfevolve_jax.dgm.self_modify import SelfModification
 

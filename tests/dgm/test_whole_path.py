@@ -18,10 +18,8 @@ from selfevolve_jax.dgm.recipe import DGMRecipe
 from selfevolve_jax.dgm.run import run
 from selfevolve_jax.dgm.selection import SelectionConfig
 from selfevolve_jax.dgm.staged import StagesConfig
-from selfevolve_jax.errors import UserError
 from selfevolve_jax.llm.config import ModelConfig
-from tests.dgm.agents_at_work import call
-from tests.dgm.openai_server import Fault, OpenAIServer
+from tests.dgm.openai_server import OpenAIServer
 from tests.dgm.recorded_model import SKILL, Asked, Recorded, tasks
 
 pytestmark = pytest.mark.sandbox
@@ -65,9 +63,7 @@ def told(place: Path) -> dict[int, Any]:
     return {
         node.id: (
             replace(node, time=0.0, seconds=0.0, evaluations=[], **free),
-            sorted(
-                (replace(e, wall_s=0.0, cpu_s=0.0, **free) for e in node.evaluations), key=repr
-            ),
+            sorted((replace(e, wall_s=0.0, cpu_s=0.0, **free) for e in node.evaluations), key=repr),
         )
         for node in archive.fold(of_arm(place)).values()
     }
@@ -84,9 +80,7 @@ def same_cost(usage: Usage, calls: int, tokens_in: int, tokens_out: int) -> None
 
 def books_agree(place: Path, model: Recorded) -> None:
     """What is logged is what the server counted, and each file has its line."""
-    logged = [
-        Usage(1, e["tokens_in"], e["tokens_out"], e["dollars"]) for e in lines(place)
-    ]
+    logged = [Usage(1, e["tokens_in"], e["tokens_out"], e["dollars"]) for e in lines(place)]
     totals = [sum(counts[i] for counts in model.counted.values()) for i in (0, 1)]
     same_cost(sum(logged, Usage()), len(logged), *totals)
     assert [e["call"] for e in lines(place)] == sorted(e["call"] for e in lines(place))
