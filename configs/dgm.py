@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from selfevolve_jax.dgm.recipe import DGMRecipe, RepairConfig
-from selfevolve_jax.dgm.selection import SelectionConfig
 from selfevolve_jax.dgm.staged import StagesConfig
 
 
@@ -15,8 +14,7 @@ def quickstart() -> DGMRecipe:
     """
     return DGMRecipe(
         benchmark=RepairConfig(),
-        generations=35,
+        generations=60,
         children=2,
-        stages=StagesConfig(sizes=(20, 40), threshold=0.1, by="partial"),
-        selection=SelectionConfig(way="dgm_scaled"),
+        stages=StagesConfig(sizes=(16, 34), threshold=0.1, by="partial"),
     )

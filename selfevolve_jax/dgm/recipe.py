@@ -31,7 +31,7 @@ class RepairConfig:
     """Program repair, which needs no model. candidates: that an agent may try on one program. quixbugs:
     the folder of a checkout of QuixBugs, whose 40 bugs join the transfer tasks."""
 
-    candidates: int = 50
+    candidates: int = 100
     quixbugs: str | None = None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from selfevolve_jax.dgm.benchmarks import polyglot, toolchains
-from selfevolve_jax.dgm.benchmarks.open import BenchmarkConfig, open_benchmark
+from selfevolve_jax.dgm.benchmarks.open import BenchmarkConfig, check, open_benchmark
 from selfevolve_jax.dgm.contract import Task
 from selfevolve_jax.dgm.first_agent import ENTRY_POINT
 from selfevolve_jax.dgm.sandbox.choose import open_box
@@ -377,8 +377,8 @@ def test_a_wrong_path_is_said(tmp_path):
     (folder / ".meta/config.json").write_text("{")
     with pytest.raises(UserError, match="does not say which files"):
         polyglot.open_polyglot(str(tmp_path), tmp_path, ["python"])
-    with pytest.raises(UserError, match="needs path"):
-        BenchmarkConfig("polyglot")
+    with pytest.raises(UserError, match=r"needs --benchmark.path"):
+        check(BenchmarkConfig("polyglot"))
     with pytest.raises(UserError, match="train=0"):
         BenchmarkConfig("human_eval", train=0)
 

@@ -211,8 +211,8 @@ def test_the_table_has_the_figures_of_the_first_and_the_best(tmp_path):
     found = page(tmp_path).row("dgm")
     # Wilson: 1 of 4 is 0.046 to 0.699, 3 of 4 is 0.301 to 0.954; 0 of 2 is 0 to 3.84 / 5.84 = 0.658
     assert found[1:3] == ["0.250 0.05 to 0.70", "0.750 0.30 to 0.95"]
-    # two tasks of two changed: (2 + 1) / 4 - 0.25 = 0.5 about 0.5, so 0.5 - 1.96 sqrt(0.5 / 4)
-    assert found[3:6] == ["0.000 0.00 to 0.66", "1.000 0.34 to 1.00", "+1.000 -0.19 to +1.00"]
+    # two of two gained: 0.342 to 1; none lost: 0 to 0.658; so 1 - sqrt(0.658² + 0.658²) = 0.07
+    assert found[3:6] == ["0.000 0.00 to 0.66", "1.000 0.34 to 1.00", "+1.000 +0.07 to +1.00"]
     assert found[6:9] == ["–", "–", "–"]  # nothing of transfer
     assert found[9] == "4 3 made 3 valid"
     assert found[10] == "$0.75 1,344 tokens"  # 0.5 + 0.25; 1200 + 34 + 100 + 10
@@ -361,7 +361,7 @@ def test_a_parent_that_no_event_has_made_is_named(tmp_path):
 def test_a_damaged_log_is_named(tmp_path):
     made = small(tmp_path)
     made.tried(77, "p0", True)
-    with pytest.raises(UserError, match=r"events.jsonl: an event lacks something.*77"):
+    with pytest.raises(UserError, match=r"agent 77 before it was made"):
         write_page(tmp_path)
     log = made.folder / "events.jsonl"
     log.write_bytes(b"{\n" + log.read_bytes())
