@@ -14,7 +14,7 @@ def quickstart() -> DGMRecipe:
     """
     return DGMRecipe(
         benchmark=RepairConfig(),
-        generations=60,
+        generations=35,
         children=2,
         stages=StagesConfig(sizes=(16, 34), threshold=0.1, by="partial"),
     )

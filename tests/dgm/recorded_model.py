@@ -1,8 +1,8 @@
 """A model for the whole path: it answers by what it is asked, so a run is a function of its recipe.
 
 An agent's skill is how many lines SKILL its prompt begins with. HumanEval tasks, in the order given,
-need 0, 1, 2, … of it: the model writes the canonical solution for an agent that has enough, and a wrong one
-for the others. Asked to change an agent, it adds a line. By hand, in calls of the model:
+need 0, 1, 2, … of it: the model writes the canonical solution for an agent that has enough, and a
+wrong one for the others. Asked to change an agent, it adds a line. By hand, in calls of the model:
 
     preflight, diagnosis    1
     task solved             3 (edit, bash, done)
