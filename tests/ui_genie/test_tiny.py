@@ -272,7 +272,7 @@ def test_bad_settings_say_what_to_do(folder, mesh1):
     # Before demonstrations are played: what only the start of the training would come upon.
     for change in (
         {"n_layers": 2},
-        {"head_dim": 9},
+        {"d_model": 12},
         {"qkv_bias": False},
         {"tie_embeddings": False},
     ):
