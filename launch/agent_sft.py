@@ -24,7 +24,7 @@ from selfevolve_jax.ui_genie import agent, agent_sft, android_control
 from selfevolve_jax.ui_genie.agent_sft import FrameOf, Shown
 from selfevolve_jax.ui_genie.android_control import Setting
 from selfevolve_jax.ui_genie.contract import Style
-from selfevolve_jax.ui_genie.training import plan, train_policy
+from selfevolve_jax.ui_genie.training import check_batch, plan, train_policy
 
 KIND = "agent SFT"
 # What a resume may change: where things are, and how often they are saved.
@@ -96,13 +96,7 @@ def train(options: AgentSFT) -> Policy:
     """Prints what is learnt from and the losses, and returns the policy. What is cheap to check goes
     before the weights are read."""
     mesh = sharding.make_mesh(options.mesh)
-    pieces = sharding.batch_ways(mesh) * options.accumulate
-    if options.batch % pieces:
-        raise UserError(
-            f"batch={options.batch} does not divide over {sharding.batch_ways(mesh)} batch shards "
-            f"(mesh.data × mesh.fsdp) × accumulate={options.accumulate} = {pieces}. Make it a multiple "
-            f"of {pieces}."
-        )
+    check_batch("", options.batch, options.accumulate, mesh)
     out = run_dir.absolute(options.out)
     if options.resume:
         run_dir.read_config(out)

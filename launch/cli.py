@@ -25,6 +25,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve dgm RECIPE [--option value ...]   a coding agent rewrites its own code
   selfevolve agent-sft CHECKPOINT DATA --out D a GUI agent learns from demonstrations
   selfevolve android-control CHECKPOINT        a GUI agent's step accuracy on AndroidControl
+  selfevolve android-world CHECKPOINT          its success on AndroidWorld's tasks, on emulators
   selfevolve evaluate CHECKPOINT               avg@k, maj@k, pass@k and greedy against gold
   selfevolve label CHECKPOINT --out DIR        pseudo-labels by the vote of a fixed checkpoint
   selfevolve synthesise CHECKPOINT --out DIR   new questions that the checkpoint writes about its images
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "dgm": _dgm,
         "agent-sft": _agent_sft,
         "android-control": _android_control,
+        "android-world": _android_world,
         "evaluate": _evaluate,
         "label": _label,
         "generate": _generate,
@@ -182,6 +184,12 @@ def _android_control(arguments: list[str]) -> None:
     from launch.android_control import AndroidControl, evaluate
 
     evaluate(parse(AndroidControl, arguments, "android-control"))
+
+
+def _android_world(arguments: list[str]) -> None:
+    from launch.android_world import AndroidWorld, evaluate
+
+    evaluate(parse(AndroidWorld, arguments, "android-world"))
 
 
 def _recipe_typed(arguments: list[str], command: str, package: str) -> str | None:

@@ -20,6 +20,7 @@ from selfevolve_jax.srt.recipe import SRTRecipe
 from selfevolve_jax.starting_point import CheckpointConfig
 from selfevolve_jax.trainable import split, trainable_mask
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe
+from selfevolve_jax.ui_genie.training import check_batch
 
 
 def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
@@ -62,6 +63,7 @@ def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
 def describe_ui_genie(recipe: UIGenieRecipe) -> str:
     """The same of UI-Genie, which trains two models of one size in turn."""
     mesh, model = sharding.make_mesh(recipe.mesh), _model(recipe.policy)
+    check_batch("agent.", recipe.agent.batch, recipe.agent.accumulate, mesh)
     specs = decoder.abstract_params(model)
     sharding.tree_shardings(specs, mesh)
     return "\n".join(

@@ -31,10 +31,9 @@ _MATCH = 2.0
 _PASSED, _SAID = 0.2, 0.3  # beside embeddings of length 1
 
 
-def with_lookup(params: Params, cfg: ModelConfig, seed: int) -> Params:
-    """The parameters with head 0 of the first three layers set as above, placed as they were. UserError
-    for a model of fewer layers, without biases or with untied embeddings, or whose head is wider than
-    half of the model."""
+def check_lookup(cfg: ModelConfig) -> None:
+    """UserError for a model of fewer layers than three, without biases or with untied embeddings, or
+    whose head is wider than half of the model."""
     narrow = 2 * cfg.head_dim <= cfg.d_model
     if cfg.n_layers < 3 or not (cfg.qkv_bias and cfg.tie_embeddings and narrow):
         raise UserError(
@@ -43,6 +42,12 @@ def with_lookup(params: Params, cfg: ModelConfig, seed: int) -> Params:
             "start with heads that look words up. Use 3 layers or more, heads of at most half of "
             "d_model, and both of the others true."
         )
+
+
+def with_lookup(params: Params, cfg: ModelConfig, seed: int) -> Params:
+    """The parameters with head 0 of the first three layers set as above, placed as they were. UserError
+    as `check_lookup`."""
+    check_lookup(cfg)
     D, K = cfg.d_model, cfg.head_dim
     rng = np.random.default_rng(seed)
     angle = np.tile(rope.frequencies(K, cfg.rope_theta, cfg.rope_scaling)[0], 2)

@@ -35,7 +35,7 @@ from selfevolve_jax.ui_genie.contract import Style, View
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 # Keys apart from the trainer's and from sampling_job's.
-_PROPOSE, _ORDER = 104, 105
+_PROPOSE, _ORDER, _WRITE = 104, 105, 106
 # Answers that share a copy of their prompt. More would make rows of very different lengths.
 _SHARED = 8
 
@@ -82,14 +82,55 @@ def propose(
     """
     if len(ids) != len(views):
         raise ValueError(f"{len(ids)} ids for {len(views)} views")
+
+    def row(i: int) -> Row:
+        shown = contract.agent_screenshots(views[i])
+        return Row(ids[i], "", prompt_tokens(policy, views[i], style), images=shown)
+
     key = jax.random.fold_in(jax.random.key(seed), _PROPOSE)
+    return _drawn_texts(policy, row, len(views), n, key, sampling, mesh, rollout, max_new_tokens)
+
+
+def write(
+    policy: Policy,
+    questions: Sequence[str],
+    ids: Sequence[int],
+    *,
+    sampling: Sampling,
+    seed: int,
+    mesh: Mesh,
+    rollout: RolloutConfig,
+    max_new_tokens: int,
+) -> list[str]:
+    """A text for every question, which shows no screen; else as `propose`."""
+
+    def row(i: int) -> Row:
+        encode = (policy.tokenizer, policy.model.vision, policy.images)
+        return Row(ids[i], "", contract.tokens_of(*encode, None, questions[i], ()))
+
+    key = jax.random.fold_in(jax.random.key(seed), _WRITE)
+    drawn = _drawn_texts(
+        policy, row, len(questions), 1, key, sampling, mesh, rollout, max_new_tokens
+    )
+    return [text for (text,) in drawn]
+
+
+def _drawn_texts(
+    policy: Policy,
+    row: Callable[[int], Row],
+    count: int,
+    n: int,
+    key: jax.Array,
+    sampling: Sampling,
+    mesh: Mesh,
+    rollout: RolloutConfig,
+    max_new_tokens: int,
+) -> list[list[str]]:
+    """n texts for each of rows 0 to count - 1."""
     at_once = max(rollout.slots // n, 1)
     texts: list[list[str]] = []
-    for start in range(0, len(views), at_once):
-        rows = [
-            Row(id, "", prompt_tokens(policy, view, style), images=contract.agent_screenshots(view))
-            for id, view in zip(ids[start:][:at_once], views[start:][:at_once], strict=True)
-        ]
+    for start in range(0, count, at_once):
+        rows = [row(i) for i in range(start, min(start + at_once, count))]
         # Fillers show nothing and are never sampled from; they keep the tower's shapes few.
         filler = Row(0, "", (policy.stop_tokens[0],))
         padded = rows + [filler] * (bucket(len(rows), 1) - len(rows))

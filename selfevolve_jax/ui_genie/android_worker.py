@@ -4,8 +4,8 @@ It is started by its file's path and imports nothing of this project, whose pack
 not have, and android_world's own only when it starts. It was exercised against a stand-in for the
 package, never against the package and an emulator.
 
-Protocol, JSON lines. First line out: {"ready": true}. Then each request in has one reply out, in
-order, with its `id`:
+Protocol, JSON lines. First line out: {"ready": true, "tasks": [name, …]}. Then each request in has one
+reply out, in order, with its `id`:
 
     {"id": 1, "do": "reset", "task": "ContactsAddContact", "seed": 3}
     {"id": 2, "do": "act", "action": {"action": "click", "coordinate": [540, 1200], …}}
@@ -67,6 +67,10 @@ class Device:
             console_port=console_port, adb_path=adb, grpc_port=grpc_port
         )
         self._task: Any = None
+
+    @property
+    def tasks(self) -> list[str]:
+        return sorted(self._tasks)
 
     def reset(self, name: str, seed: int) -> dict[str, Any]:
         if name not in self._tasks:
@@ -218,7 +222,7 @@ def main() -> int:
     except Exception as error:
         reply(failure(error))
         return 1
-    reply({"ready": True})
+    reply({"ready": True, "tasks": device.tasks})
     for line in sys.stdin:
         request = json.loads(line)
         try:

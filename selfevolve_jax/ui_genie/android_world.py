@@ -90,6 +90,7 @@ class AndroidWorld:
         self._process, self._log, self._frame_of = process, log, frame_of
         self._reply_s, self._asked = reply_s, 0
         self._screen: Frame | None = None
+        self.tasks: tuple[str, ...] = ()  # the names of all, once it is ready
 
     async def reset(self, task: str, seed: int) -> Observation:
         """Raises: UserError: no such task. WorkerLost."""
@@ -118,8 +119,14 @@ class AndroidWorld:
 
     async def ready(self) -> None:
         """Waits until the worker has its emulator. Raises: UserError: no android_world. WorkerLost."""
-        if (await self._reply("start")).get("ready") is not True:
-            raise await self._lost(BadReply, "the first line is not {'ready': true}")
+        reply = await self._reply("start")
+        tasks = reply.get("tasks", [])
+        named = isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)
+        if reply.get("ready") is not True or not named:
+            raise await self._lost(
+                BadReply, "the first line is not {'ready': true, 'tasks': [...]}"
+            )
+        self.tasks = tuple(tasks)
 
     def _on_screen(self, coordinate: tuple[int, int]) -> list[int]:
         screen = self._screen

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from selfevolve_jax.ui_genie import contract
 from selfevolve_jax.ui_genie.actions import Action
-from selfevolve_jax.ui_genie.environment import Broken, Element, Fleet, Observation, State, won
+from selfevolve_jax.ui_genie.environment import Broken, Element, Observation, State, won
+from selfevolve_jax.ui_genie.explore import Screens
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory, keep
 
 # (goal, elements, earlier actions) -> the next one, or None where the script knows no way on
@@ -36,7 +37,7 @@ def demonstrate(
 
 def play(
     starts: Iterable[tuple[str, int]],
-    fleet: Fleet,
+    fleet: Screens,
     at_once: int = 8,
     most_steps: int = MOST_STEPS,
 ) -> tuple[list[Trajectory], dict[str, bytes]]:

@@ -23,6 +23,7 @@ from etils import epath
 
 from selfevolve_jax import run_dir, sampling_job
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.images import load_image
 from selfevolve_jax.ui_genie import actions, android_control, evaluators, trajectory
 from selfevolve_jax.ui_genie.actions import Failure
 from selfevolve_jax.ui_genie.android_control import Row
@@ -64,7 +65,11 @@ def evaluate(
             texts = _read(path, part)
         else:
             views = [view_of(row) for row in part]
-            texts = ask(views, range(len(truths), len(truths) + len(part)))
+            try:
+                texts = ask(views, range(len(truths), len(truths) + len(part)))
+            except UserError:
+                _check_screenshots(part)  # whose message would not say which row's
+                raise
             if path is not None and main:
                 records = [record(row, text) for row, text in zip(part, texts, strict=True)]
                 trajectory.write_lines(path, records)
@@ -116,6 +121,18 @@ def _parts(rows: Iterable[Row]) -> Iterator[list[Row]]:
     left = iter(rows)
     while part := list(itertools.islice(left, ROWS_A_PART)):
         yield part
+
+
+def _check_screenshots(part: Sequence[Row]) -> None:
+    """UserError naming the row whose screenshot cannot be looked at."""
+    for row in part:
+        try:
+            load_image(row.screenshot)
+        except UserError as error:
+            raise UserError(
+                f"episode {row.episode_id}, step {row.step}: {error} The shard that has it is damaged, "
+                f"or was so when it was made. Fix: copy it again from {android_control.FOLDER}."
+            ) from error
 
 
 def _read(path: epath.Path, part: Sequence[Row]) -> list[str]:

@@ -13,6 +13,7 @@ from selfevolve_jax.starting_point import CheckpointConfig
 from selfevolve_jax.ui_genie.contract import Style
 from selfevolve_jax.ui_genie.corruption import Proportions
 from selfevolve_jax.ui_genie.explore import Exploration
+from selfevolve_jax.ui_genie.instructions import InstructionConfig
 from selfevolve_jax.ui_genie.reward_model import RewardTraining
 from selfevolve_jax.ui_genie.tiny import BaseConfig
 
@@ -86,8 +87,8 @@ class UIGenieRecipe:
     tasks: of MiniWoB++, each with a script (demos.SCRIPTS). demonstrations: the seeds of each that the
     agent and the reward model begin from. starts: fresh seeds of each task in a round. held_out: seeds
     of each that both are tested on, and nothing learns from. style: how prompts are written
-    (contract). exploration: how a round's episodes are found. chunk: starts explored between two
-    savings.
+    (contract). exploration: how a round's episodes are found. instructions: whose words a round's
+    starts are told. chunk: starts explored between two savings.
     """
 
     tasks: tuple[str, ...]
@@ -100,6 +101,7 @@ class UIGenieRecipe:
     rounds: int = 3
     chunk: int = 64
     exploration: Exploration = field(default_factory=Exploration)
+    instructions: InstructionConfig = field(default_factory=InstructionConfig)
     max_new_tokens: int = 256
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     agent: AgentTraining = field(default_factory=AgentTraining)

@@ -7,7 +7,7 @@ itself. What cannot be said (the recall of a class without rows) is None, which 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,13 @@ def figures(rows: Sequence[Scored], bins: int = 10) -> dict[str, Any]:
         "brier": sum((row.score - row.label) ** 2 for row in rows) / n if n else None,
         "ece": _ece(rows, bins),
     }
+
+
+def empty(found: Mapping[str, Any]) -> str | None:
+    """Which class of `figures` has no row, in words, as its rates say nothing; None for neither."""
+    if not found["n"]:
+        return "no rows"
+    return {0: "no right rows", found["n"]: "no wrong rows"}.get(found["positive"])
 
 
 def reliability(rows: Sequence[Scored], bins: int = 10) -> list[dict[str, Any]]:

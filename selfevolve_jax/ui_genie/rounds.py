@@ -2,6 +2,7 @@
 model's guidance, the reward model says what succeeded, the agent learns from the successes, and the
 reward model from steps and outcomes of its own agent's episodes.
 
+    ROUND/instructions.jsonl    where a model says them in other words (`instructions`)
     ROUND/explored/CHUNK    trajectories (trajectory.write), and counts.jsonl
     ROUND/agent, /reward    policy folders
     ROUND/reward_rows.jsonl what the reward model learnt from, /reward_data.json its composition
@@ -27,18 +28,21 @@ from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.ui_genie import (
     agent,
     corruption,
+    instructions,
     reward_data,
     reward_model,
     reward_rows,
     shepherd,
     trajectory,
 )
-from selfevolve_jax.ui_genie.environment import Fleet, State
-from selfevolve_jax.ui_genie.explore import Exploration, Propose, Score, explore
+from selfevolve_jax.ui_genie.environment import State
+from selfevolve_jax.ui_genie.explore import Exploration, Propose, Score, Screens, explore
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_data import By, Judged
-from selfevolve_jax.ui_genie.training import plan, train_policy
+from selfevolve_jax.ui_genie.training import check_batch, plan, train_policy
 from selfevolve_jax.ui_genie.trajectory import Trajectory
+
+_WRITTEN = 64  # tokens of an instruction that the agent says in other words, at most
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Setting:
 
     recipe: UIGenieRecipe
     mesh: Mesh
-    fleet: Fleet
+    fleet: Screens
     folder: epath.Path
     say: Callable[[str], None]
 
@@ -140,11 +144,66 @@ def starts_of(
     return again + fresh[: total - len(again)]
 
 
+def worded(
+    name: str,
+    number: int,
+    starts: Sequence[State],
+    policy: Policy,
+    before: Learnt,
+    demonstrations: Sequence[Trajectory],
+    setting: Setting,
+    seed: int,
+    folder: epath.Path,
+) -> Setting:
+    """The setting in which a round's starts are told their instructions: made once and kept, with what
+    was refused. Starts that failed before are told what they were told then."""
+    config = setting.recipe.instructions
+    if config.by == "pages" or number < instructions.FIRST_ROUND:
+        return setting
+    if not (folder / instructions.INSTRUCTIONS).exists():
+        by, ask = "agent", _ask_agent(policy, setting, seed)
+        if config.by == "endpoint":
+            by, ask = config.endpoint.model, instructions.ask_endpoint(config.endpoint)
+        earlier = (*demonstrations, *before.won, *before.failed)
+        told = instructions.make(
+            folder,
+            instructions.own(
+                *(starts, setting.fleet, number),
+                retried={State(one.task, one.seed): one.goal for one in before.failed},
+            ),
+            *(ask, by, config.share, seed),
+            known=[(one.task, one.goal) for one in earlier],
+            special=policy.tokenizer.all_special_tokens,
+        )
+        setting.say(f"{name}, round {number}: {told}")
+    goals = {one.state: one.text for one in instructions.read(folder)}
+    return replace(setting, fleet=instructions.Worded(setting.fleet, goals))
+
+
+def _ask_agent(policy: Policy, setting: Setting, seed: int) -> instructions.Ask:
+    recipe = setting.recipe
+
+    def ask(questions: Sequence[str]) -> list[str]:
+        return agent.write(
+            policy,
+            questions,
+            range(len(questions)),
+            sampling=Sampling(temperature=recipe.instructions.temperature),
+            seed=seed,
+            mesh=setting.mesh,
+            rollout=recipe.rollout,
+            max_new_tokens=_WRITTEN * instructions.AT_ONCE,
+        )
+
+    return ask
+
+
 def learn_agent(
     policy: Policy, learnt: Sequence[Trajectory], setting: Setting, seed: int, folder: epath.Path
 ) -> Policy:
     """Agent SFT on every step of these trajectories."""
     config, style = setting.recipe.agent, setting.recipe.style
+    check_batch("agent.", config.batch, config.accumulate, setting.mesh)
     examples = agent.examples(learnt, setting.screenshots)
     steps = agent.sft_steps(len(examples), config.batch, config.epochs)
 
@@ -298,6 +357,9 @@ def one_round(
     if arm == "no_reward":
         config = replace(config, mode="sample", candidates=1)
     starts = starts_of(recipe, number, before.failed, lengths)
+    setting = worded(
+        *(arm, number, starts, models.agent, before, demonstrations, setting, seed, folder)
+    )
     found = episodes(
         f"round-{number}",
         starts,

@@ -22,17 +22,32 @@ from selfevolve_jax import checkpoint, run_dir, sharding, starting_point
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.experiment import say
 from selfevolve_jax.report import gui_run
-from selfevolve_jax.ui_genie import demos, evaluation, rounds, tiny, trajectory
+from selfevolve_jax.ui_genie import (
+    demos,
+    evaluation,
+    instructions,
+    reward_metrics,
+    rounds,
+    tiny,
+    trajectory,
+)
 from selfevolve_jax.ui_genie.miniwob import miniwob_fleet
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_data import Judged
 from selfevolve_jax.ui_genie.reward_model import with_reward_tokens
 from selfevolve_jax.ui_genie.rounds import Models, Setting
 from selfevolve_jax.ui_genie.tiny import BaseConfig
+from selfevolve_jax.ui_genie.training import check_batch
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 # What --resume may change: neither alters what the run has done so far.
-MAY_CHANGE = frozenset(("arms", "rounds", "screens", "rollout"))
+MAY_CHANGE = frozenset(
+    (
+        *("arms", "rounds", "screens", "rollout"),
+        *(f"instructions.endpoint.{where}" for where in ("base_url", "key_env", "timeout_s")),
+        *(f"instructions.endpoint.{how}" for how in ("attempts", "backoff_s")),
+    )
+)
 
 
 def run(
@@ -55,8 +70,13 @@ def run(
     began = time.monotonic()
     mesh = sharding.make_mesh(recipe.mesh)
     config = run_dir.jsonable(recipe)
+    if recipe.instructions.by == "pages":
+        del config["instructions"]  # so that a run from before they were there can go on
     folder = run_dir.absolute(folder)
     run_dir.check(folder, config, resume, MAY_CHANGE)
+    check_batch("agent.", recipe.agent.batch, recipe.agent.accumulate, mesh)
+    if recipe.instructions.by == "endpoint" and _has_to_ask(recipe, folder):
+        instructions.check_endpoint(recipe.instructions.endpoint)
     with miniwob_fleet(recipe.screens.tabs, recipe.screens.browser) as fleet:
         run_dir.create(folder, config, resume, MAY_CHANGE)
         earlier = run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {}
@@ -79,6 +99,13 @@ def run(
     say(headline(summary))
     say(f"{summary['seconds']:.0f} s. Report: {page}")
     return summary
+
+
+def _has_to_ask(recipe: UIGenieRecipe, folder: epath.Path) -> bool:
+    """Whether the endpoint's words are still missing in some round."""
+    numbers = range(instructions.FIRST_ROUND, recipe.rounds + 1)
+    places = (folder / "arms" / arm / f"round-{n}" for arm in recipe.arms for n in numbers)
+    return not all((place / instructions.INSTRUCTIONS).exists() for place in places)
 
 
 def demonstrations(setting: Setting, purpose: int, n: int) -> list[Trajectory]:
@@ -138,8 +165,8 @@ def _arm(arm, first: Models, rows, shown, held_out, setting: Setting) -> list[di
     return history
 
 
-def _headline(figures: dict[str, Any]) -> dict[str, float | None]:
-    return {
+def _headline(figures: dict[str, Any]) -> dict[str, Any]:
+    shown = {
         name: figures[name]
         for name in (
             "agent_success",
@@ -149,13 +176,26 @@ def _headline(figures: dict[str, Any]) -> dict[str, float | None]:
         )
         if name in figures
     }
+    if figures.get("reward_model_f1", 0.0) is None:
+        shown["reward_model_empty"] = reward_metrics.empty(figures["reward_model"])
+    return shown
 
 
 def _told(figures: dict[str, Any]) -> str:
     names = {"agent_success": "agent success", "reward_model_f1": "reward-model F1"}
     return ", ".join(
-        f"{name} {figures[key]:.3f}" for key, name in names.items() if figures.get(key) is not None
+        f"{name} {_figure(_headline(figures), key)}"
+        for key, name in names.items()
+        if key in figures
     )
+
+
+def _figure(told: dict[str, Any], name: str) -> str:
+    """A figure of `_headline`, or why there is none."""
+    if name not in told:
+        return "no model"
+    value = told[name]
+    return told.get("reward_model_empty", "none") if value is None else f"{value:.3f}"
 
 
 def _counted(counts: dict[str, int]) -> str:
@@ -167,11 +207,11 @@ def headline(summary: dict[str, Any]) -> str:
     lines = [f"{'on held-out seeds':<20}{'agent success':>17}{'reward-model F1':>17}"]
     for arm, figures in summary["arms"].items():
         before, after = figures["before"], figures["after"]
-        cells = [
-            f"{before[m]:.3f} → {after[m]:.3f}"
-            if before.get(m) is not None and after.get(m) is not None
-            else "none"
-            for m in ("agent_success", "reward_model_f1")
-        ]
+        cells = []
+        for name in ("agent_success", "reward_model_f1"):
+            first, last = _figure(before, name), _figure(after, name)
+            # What is missing is so in every round: the hold-out is one, and so is an arm's kind.
+            measured = before.get(name) is not None and after.get(name) is not None
+            cells.append(f"{first} → {last}" if measured else last)
         lines.append(f"{arm:<20}" + "".join(f"{cell:>17}" for cell in cells))
     return "\n".join(lines)

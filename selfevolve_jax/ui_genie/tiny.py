@@ -30,7 +30,7 @@ from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import Batch
 from selfevolve_jax.images import ImageConfig, load_image, preprocess
-from selfevolve_jax.lookup import with_lookup
+from selfevolve_jax.lookup import check_lookup, with_lookup
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.tasks.base import AnswerSpec, Task
@@ -185,6 +185,7 @@ class BaseConfig:
                 f"policy.model.vision must be a vision tower with image_token={IMAGE_TOKEN}, the id "
                 f"of <|image_pad|> in the quickstart's tokenizer, and is {vision}."
             )
+        check_lookup(self.model)
 
 
 def get_base(

@@ -43,6 +43,18 @@ def plan(model: ModelConfig, steps: int, optimizer: OptimizerConfig, train_visio
     return Plan(steps, make_optimizer(optimizer, total, decay_mask(learnt)), trainable)
 
 
+def check_batch(name: str, batch: int, accumulate: int, mesh: Mesh) -> None:
+    """UserError where a batch does not divide over the mesh and a step's pieces. name: the option that
+    the two belong to ("agent."), or nothing."""
+    ways = sharding.batch_ways(mesh)
+    pieces = ways * accumulate
+    if batch % pieces:
+        raise UserError(
+            f"{name}batch={batch} does not divide over {ways} batch shards (mesh.data × mesh.fsdp) × "
+            f"{name}accumulate={accumulate} = {pieces}. Make it a multiple of {pieces}."
+        )
+
+
 def train_policy(
     policy: Policy,
     folder: epath.PathLike,

@@ -19,7 +19,7 @@ from typing import Any
 from selfevolve_jax.dgm.contract import Parent, Result, Session, Task, Tree, Usage
 from selfevolve_jax.dgm.diagnosis import FIELDS
 from selfevolve_jax.dgm.sandbox.job import SOCKET, WORK, Job, Outcome
-from tests.dgm.openai_server import OpenAIServer, _Handler
+from tests.openai_server import OpenAIServer, _Handler
 
 TASK = Task("p1", "train", "g")
 

@@ -14,9 +14,9 @@ from selfevolve_jax.dgm.contract import Unavailable
 from selfevolve_jax.dgm.first_agent import FOLDER, load_agent
 from selfevolve_jax.dgm.sandbox.job import Outcome, SandboxError
 from selfevolve_jax.errors import UserError
-from tests.dgm import openai_server
+from tests import openai_server
 from tests.dgm.agents_at_work import PlainProcesses, Played, call
-from tests.dgm.openai_server import Fault
+from tests.openai_server import Fault
 
 AGENT = load_agent()
 

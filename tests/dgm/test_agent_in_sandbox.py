@@ -15,7 +15,7 @@ from selfevolve_jax.dgm.llm.models import open_models
 from selfevolve_jax.dgm.sandbox.choose import open_box
 from selfevolve_jax.llm.config import ModelConfig
 from tests.dgm.agents_at_work import OneTask, call, diagnosed, parent
-from tests.dgm.openai_server import Fault, OpenAIServer
+from tests.openai_server import Fault, OpenAIServer
 
 pytestmark = pytest.mark.sandbox
 

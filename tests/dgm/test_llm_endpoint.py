@@ -11,7 +11,7 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.llm import endpoint
 from selfevolve_jax.llm.config import ModelConfig
 from selfevolve_jax.llm.endpoint import Down, Endpoint, Misplaced, Refused
-from tests.dgm.openai_server import FAULTS, Fault, OpenAIServer
+from tests.openai_server import FAULTS, Fault, OpenAIServer
 
 KEY = "sk-very-secret-1"
 SAID = {"messages": [{"role": "user", "content": "one two three"}]}

@@ -20,7 +20,7 @@ from selfevolve_jax.dgm.llm.models import open_models
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.llm.config import ModelConfig
 from tests.dgm.gateway_client import SAID, Client, ask, text_of
-from tests.dgm.openai_server import Fault, OpenAIServer
+from tests.openai_server import Fault, OpenAIServer
 
 TOOL = {"type": "function", "function": {"name": "bash", "parameters": {"type": "object"}}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "bash", "arguments": "{}"}}

@@ -14,7 +14,7 @@ from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.llm.config import ModelConfig
 from selfevolve_jax.llm.endpoint import Refused
 from tests.dgm.gateway_client import SAID, ask, text_of
-from tests.dgm.openai_server import Fault, OpenAIServer
+from tests.openai_server import Fault, OpenAIServer
 
 KEY = "sk-very-secret-1"
 MESSAGES = SAID["messages"]  # 3 tokens

@@ -10,7 +10,7 @@ from selfevolve_jax.dgm.llm.models import open_models
 from selfevolve_jax.dgm.sandbox.bubblewrap import open_bubblewrap
 from selfevolve_jax.dgm.sandbox.job import SOCKET, Job, Limits
 from selfevolve_jax.llm.config import ModelConfig
-from tests.dgm.openai_server import OpenAIServer
+from tests.openai_server import OpenAIServer
 
 pytestmark = pytest.mark.sandbox
 

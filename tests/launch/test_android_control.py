@@ -213,6 +213,16 @@ def test_a_limit_reads_no_further(policy, data, place, monkeypatch, capsys):
     assert says(message, "android_control-00001-of-00002", "record 0")
 
 
+def test_a_damaged_screenshot_is_told_by_its_row(policy, place, capsys):
+    pngs = [seeing.png(100, 200, seed=i) for i in range(3)]
+    pngs[1] = pngs[1][: len(pngs[1]) // 2]
+    write_shards(place, [features(5, ACTIONS[:2], screenshots=pngs)])
+    (place / "splits.json").write_text('{"test": [5]}')
+    message = refused(capsys, *typed(policy, place, "--out", place / "out"))
+    assert says(message, "episode 5, step 1: image of", "damaged or cut short", "copy it again")
+    assert not list((place / "out").glob("part_*"))
+
+
 def test_what_cannot_be_evaluated_is_said(policy, blind, data, place, capsys):
     for more, words in [
         (["--folder", "none"], ["none cannot be listed", "Fix: check the path"]),

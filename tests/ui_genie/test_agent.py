@@ -129,6 +129,26 @@ def test_what_the_engine_is_asked_and_how_its_tokens_become_text(policy, mesh1, 
     assert question.replace("<image>", "<|vision_start|><|vision_end|>") in text
 
 
+def test_a_text_question_is_answered_without_a_screen(policy, mesh1):
+    def ask(questions, ids, seed=0, slots=8):
+        return agent.write(
+            *(policy, questions, ids),
+            sampling=Sampling(1.0),
+            seed=seed,
+            mesh=mesh1,
+            rollout=RolloutConfig(slots, TOKENS),
+            max_new_tokens=TOKENS,
+        )
+
+    whole = ask(["one", "two", "three"], [5, 6, 7])
+    assert len(set(whole)) == 3
+    assert ask(["three", "one"], [7, 5], slots=1) == [whole[2], whole[0]]  # whatever the batch
+    assert ask(["one"], [5], seed=1) != whole[:1] and ask(["one"], [4]) != whole[:1]
+    assert ask([], []) == []
+    with pytest.raises(UserError, match="special token"):
+        ask(["one <|im_end|>"], [5])
+
+
 def made(name, steps, screens, goal="press"):
     """A trajectory whose steps are (screen, action)."""
     done = tuple(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from selfevolve_jax.ui_genie.reward_metrics import (
     Scored,
+    empty,
     figures,
     measure,
     reliability,
@@ -56,7 +57,10 @@ def test_classes_without_rows_say_nothing():
     only_wrong = figures(rows((0.2, 0), (0.9, 0)))
     assert (only_wrong["f1"], only_wrong["recall"]) == (None, None)
     assert (only_wrong["precision"], only_wrong["accuracy"]) == (0, 0.5)
+    assert empty(only_wrong) == "no right rows" and empty(figures([])) == "no rows"
+    assert empty(figures(rows((0.2, 1)))) == "no wrong rows"
     never_yes = figures(rows((0.2, 1), (0.3, 0)))
+    assert empty(never_yes) is None
     # Rows that are right were there, and none was found: that is a 0.
     assert (never_yes["precision"], never_yes["recall"], never_yes["f1"]) == (None, 0, 0)
 

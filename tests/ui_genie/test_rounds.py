@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 
 from launch import cli
+from launch.dry_run import describe_ui_genie
 from selfevolve_jax import checkpoint, run_dir
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
-from selfevolve_jax.ui_genie import agent, reward_rows, rounds, run, tiny, trajectory
+from selfevolve_jax.ui_genie import (
+    agent,
+    reward_metrics,
+    reward_rows,
+    rounds,
+    run,
+    tiny,
+    trajectory,
+)
 from selfevolve_jax.ui_genie.environment import State
 from selfevolve_jax.ui_genie.explore import Exploration
 from selfevolve_jax.ui_genie.miniwob import FRAME
@@ -197,6 +206,35 @@ def test_what_cannot_be_run_is_refused():
     with pytest.raises(UserError, match="one process"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.jax, "process_count", lambda: 2)
         run.run(RECIPE, "nowhere")
+
+
+def test_a_class_that_is_empty_is_told_by_name():
+    figures = {"agent_success": 0.25, "reward_model_f1": None, "reward_model_f1_step": None}
+    figures["reward_model"] = reward_metrics.measure([reward_metrics.Scored(0.2, False, "click")])
+    before = run._headline(figures)
+    assert run._told(figures) == "agent success 0.250, reward-model F1 no right rows"
+    after = {"agent_success": 0.5}  # of an arm without a reward model
+    table = run.headline({"arms": {"a": {"before": before, "after": before}}})
+    assert table.splitlines()[1].split("  ")[-1].strip() == "no right rows"
+    table = run.headline({"arms": {"a": {"before": before, "after": after}}})
+    assert "0.250 → 0.500" in table and table.endswith("no model")
+    known = {"agent_success": 0.0, "reward_model_f1": 0.5}
+    table = run.headline({"arms": {"a": {"before": known, "after": known}}})
+    assert table.endswith("0.000 → 0.000    0.500 → 0.500")
+
+
+def test_a_batch_that_does_not_divide_is_told_before_a_browser_starts(tmp_path, monkeypatch):
+    def start(tabs, browser):
+        raise AssertionError("a browser was started")
+
+    monkeypatch.setattr(run, "miniwob_fleet", start)
+    recipe = replace(RECIPE, agent=replace(RECIPE.agent, batch=4, accumulate=3))
+    for does in (lambda: run.run(recipe, tmp_path / "run"), lambda: describe_ui_genie(recipe)):
+        with pytest.raises(
+            UserError, match=r"agent.batch=4 .*agent.accumulate=3 = 3.*multiple of 3"
+        ):
+            does()
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_are_not_finite_stop_a_training(finished, tmp_path, mesh1):

@@ -269,6 +269,16 @@ def test_bad_settings_say_what_to_do(folder, mesh1):
         replace(CONFIG, steps=0)
     with pytest.raises(UserError, match="image_token=4"):
         replace(CONFIG, model=replace(SMALL, vision=replace(tiny.VISION, image_token=1)))
+    # Before demonstrations are played: what only the start of the training would come upon.
+    for change in (
+        {"n_layers": 2},
+        {"d_model": 12},
+        {"qkv_bias": False},
+        {"tie_embeddings": False},
+    ):
+        (name,) = change
+        with pytest.raises(UserError, match=rf"{name}={change[name]}.* look words up"):
+            replace(CONFIG, model=replace(SMALL, **change))
     small = replace(CONFIG, model=replace(SMALL, vocab_size=100))
     with pytest.raises(UserError, match=f"{len(TEXT)} or more"):
         tiny.get_base(small, [demonstration()], folder, 0, mesh1, print)
