@@ -62,7 +62,7 @@ def fold(events: Iterable[Mapping[str, Any]]) -> dict[int, Node]:
     nodes: dict[int, Node] = {}
     for event in events:
         add(nodes, event)
-    return nodes
+    return dict(sorted(nodes.items()))  # children of one generation end in any order
 
 
 def add(nodes: dict[int, Node], event: Mapping[str, Any]) -> None:

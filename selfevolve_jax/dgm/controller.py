@@ -352,7 +352,7 @@ def _record(arm: Arm, job: Job, result: Any) -> None:
 def _append_child(
     arm: Arm, job: Expand, made: Proposal, commit: str | None, seconds: float
 ) -> None:
-    files = f"agents/{job.agent}"
+    files = f"agents/{job.agent}" if made.raw or made.log else ""
     _write(arm, files, {"raw.txt": made.raw, "log.txt": made.log})
     arm.append(
         "child",

@@ -47,7 +47,7 @@ def read(root: Path, folder: str, name: str, most: int, said: str) -> Excerpt:
     if ".." in path.parts or not path.resolve().is_relative_to(root.resolve()):
         return Excerpt(where=where, why="its path leads out of the run")
     if not path.is_file():
-        return Excerpt(where=where, why=f"{where} is missing")
+        return Excerpt(where=where, why=f"none at {where}")
     try:
         with open(path, "rb") as file:
             size = path.stat().st_size

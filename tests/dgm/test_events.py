@@ -117,7 +117,7 @@ def test_the_fold_counts_once_and_adds_up():
     attempt = {"event": "evaluated", "time": 2.0, "agent": 0, **ATTEMPT}
     made = {**child, "agent": 1, "parent": 0, "generation": 1}
     failed = {**child, "agent": 2, "parent": 0, "generation": 1, "tree": None, "reason": "no diff"}
-    nodes = archive.fold([child, attempt, attempt, made, made, failed])
+    nodes = archive.fold([child, attempt, attempt, failed, made, made])  # 2 was made before 1
     assert list(nodes) == [0, 1, 2]
     assert nodes[0].children == 1  # the failed one has no tree, and is there all the same
     assert len(nodes[0].evaluations) == 1 and nodes[0].on("held_out") == []

@@ -245,7 +245,7 @@ def test_each_agent_tells_its_story(tmp_path):
     assert [kind for kind, _ in shown.squares("a0-3")] == ["empty", "wrong", "wrong", "wrong"]
     failed = shown.said("a0-1")
     assert "Failed: the answer is no JSON" in failed and "I would rather not." in failed
-    assert "arms/dgm/children/1/log.txt is missing" in failed
+    assert "none at arms/dgm/children/1/log.txt" in failed
     assert shown.agents["a0-1"]["class"] == "agent failed"
     assert "Agent 2 best" in shown.said("a0-2") and "best" not in shown.said("a0-3")
     assert "Best lineage: 0 → 2 " in shown.said()
