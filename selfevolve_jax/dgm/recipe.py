@@ -40,11 +40,11 @@ class DGMRecipe:
     """One DGM experiment.
 
     benchmark: what agents are judged by; of program repair the agent is a repair program and needs no
-    model, of the others a coding agent that runs on `models`. agent: a folder with a coding agent of your
-    own to begin from. generations of so many children each;
-    workers: jobs at once. gate: who joins the archive (staged.keeps). final_repeats: seeds of the last
-    measurement, of the first and the best agent on held-out and transfer tasks. evaluations: HGM's
-    budget of attempts. hours: of wall time, after which the run stops. fan_out: where jobs run; ray needs its extra.
+    model, of the others a coding agent that runs on `models`. agent: a folder with a coding agent of
+    your own to begin from. generations of so many children each; workers: jobs at once. gate: who joins
+    the archive (staged.keeps). final_repeats: seeds of the last measurement, of the first and the best
+    agent on held-out and transfer tasks. evaluations: HGM's budget of attempts. hours: of wall time,
+    after which the run stops. fan_out: where jobs run; ray needs its extra.
     """
 
     benchmark: RepairConfig | BenchmarkConfig = field(default_factory=RepairConfig)
@@ -79,6 +79,10 @@ class DGMRecipe:
                 raise UserError(
                     f"models.coding.model={self.models.coding.model}: program repair needs no model. "
                     "Leave it out."
+                )
+            if self.agent is not None:
+                raise UserError(
+                    f"agent={self.agent}: program repair begins from an agent of its own. Leave it out."
                 )
         elif "own_parts" in self.arms:
             raise UserError("arms=own_parts is of program repair alone, which has a donor library.")

