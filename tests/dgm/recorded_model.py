@@ -1,7 +1,7 @@
 """A model for the whole path: it answers by what it is asked, so a run is a function of its recipe.
 
-An agent's skill is how many lines SKILL its prompt begins with. Each HumanEval task needs so much of it:
-the model writes the canonical solution for an agent that has enough, and a wrong one for the others.
+An agent's skill is how many lines SKILL its prompt begins with. Each HumanEval task needs so much of
+it: the model writes the canonical solution for an agent that has enough, and a wrong one for others.
 Asked to change an agent, it adds a line. By hand, in calls of the model:
 
     preflight, diagnosis    1

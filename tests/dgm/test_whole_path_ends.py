@@ -178,6 +178,10 @@ def test_the_kill_switch_ends_a_run_at_once_and_leaves_nothing(
     with OpenAIServer(held) as server:
         process = start(server.url, place, temporary)
         assert held.reached.wait(200)
+        if asked.what == "diagnosis":  # a second process on the same run changes nothing
+            before = (of_arm(place), lines(place))
+            assert "is in use" in go(server.url, place, temporary, "--resume", code=2)
+            assert before == (of_arm(place), lines(place))
         processes = below(process.pid)
         assert bool(processes) == (asked.what != "diagnosis")  # that is asked from no sandbox
         (place / "STOP").touch()
