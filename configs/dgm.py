@@ -43,8 +43,8 @@ def polyglot() -> DGMRecipe:
 
 def swe_bench() -> DGMRecipe:
     """The paper's run on SWE-bench: 80 agents, 2 from each look at the archive, judged on 10 tasks,
-    from 40% on 50 more, and 140 more for the two best above that. The paper's models: Claude 3.5 Sonnet,
-    and o1 for the diagnosis; it took two weeks and 22,000 dollars.
+    from 40% on 50 more, and 140 more for the two best above that. The paper's models: Claude 3.5
+    Sonnet, and o1 for the diagnosis; it took two weeks and 22,000 dollars.
 
     selfevolve dgm swe-bench --benchmark.path SWE-bench/SWE-bench_Verified \\
         --benchmark.repositories FOLDER --benchmark.environments FOLDER \\

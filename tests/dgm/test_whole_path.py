@@ -150,6 +150,28 @@ def test_a_lineage_rises_and_the_held_out_task_is_measured_at_both_ends(tmp_path
     assert summary["arms"]["dgm"] == figures and (tmp_path / "run" / "report.html").exists()
 
 
+def test_arms_share_one_book_and_who_makes_the_child_is_the_arms(tmp_path):
+    """In `no_self_improvement` the first agent makes every child; a lineage grows all the same."""
+    model, place = Recorded(NEEDS), tmp_path / "run"
+    with OpenAIServer(model) as server:
+        arms = ("dgm", "no_self_improvement")
+        summary = run(recipe(server.url, generations=2, arms=arms), str(place))
+    assert [summary["arms"][arm]["agents"] for arm in arms] == [3, 3]
+    made = {skill: model.asked[Asked("self-modification", skill, 0)] for skill in range(3)}
+    assert made == {0: 1 + 2, 1: 1, 2: 0}  # dgm: by agents 0 and 1; the other: by agent 0 twice
+    assert model.asked[Asked("preflight", 0, 0)] == 1
+    assert len(lines(place)) == 1 + 2 * (5 + 4 + 6 + 4 + 6)
+    books_agree(place, model)
+    for arm in arms:
+        nodes = archive.fold(events.read(place / "arms" / arm / events.NAME)[0])
+        assert [n.parent for n in nodes.values()] == [None, 0, 1]
+        repository = place / "arms" / arm / trees.NAME
+        for node in nodes.values():
+            assert node.tree is not None
+            prompt = trees.get(repository, node.tree)["prompts/task.md"].decode()
+            assert prompt.startswith(SKILL * node.id + "You are")
+
+
 def play(tmp_path: Path, asked: Asked, answers: list[Any], **changes: Any) -> tuple[Path, Recorded]:
     """A run to its end, where these answers come first at one known request."""
     model, place = Recorded(NEEDS, {asked: answers}), tmp_path / "run"

@@ -141,7 +141,10 @@ def test_a_budget_ends_a_run_and_a_higher_one_finishes_it(tmp_path, temporary, u
         asked = model.requests()
         said = go(server.url, place, temporary, option, half, "--resume", code=2)
         assert "is spent" in said and model.requests() == asked
-        go(server.url, place, temporary, option, half * 20, "--resume")
+        with open(place / "calls.jsonl", "ab") as log:  # as if the machine had died in a line
+            log.write(b'{"event": "ca')
+        said = go(server.url, place, temporary, option, half * 20, "--resume")
+        assert "calls.jsonl: a torn last line of 13 bytes was cut off" in said
         books_agree(place, model)
     assert told(place) == told(undisturbed)
     events = of_arm(place)

@@ -1,4 +1,4 @@
-"""A toy for the controller: an agent is one number, its skill; a task is solved by who has enough of it.
+"""A toy for the controller: an agent is one number, its skill; a task is solved by who has enough.
 
 Run as a program it grows an arm in a folder, so that it can be killed: python -m tests.dgm.toy FOLDER
 """
