@@ -107,8 +107,9 @@ class Benchmark(Protocol):
     def evaluate(
         self, agent: Tree, task: Task, seed: int, box: Box, models: Models | None
     ) -> Result:
-        """Runs the agent on the task in a sandbox, and grades what it gave in another. A function of
-        its arguments, except for what a model says. Raises Unavailable, BudgetSpent."""
+        """Runs the agent on the task in a sandbox, and grades what it gave in others, of which it may
+        need two at once: a box has two slots for each worker. A function of its arguments, except for
+        what a model says. Raises Unavailable, BudgetSpent."""
         ...
 
     def describe(self, task: Task) -> str:

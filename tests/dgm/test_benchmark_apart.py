@@ -226,6 +226,51 @@ def f():
         assert passed <= true, (what, graded)
 
 
+def test_a_context_manager_swallows_no_failed_assertion(box):
+    tests = b"""
+import unittest
+from shelf import Opened
+class T(unittest.TestCase):
+    def test_fails(self):
+        with Opened() as x:
+            self.assertEqual(x, 2)
+    def test_swallows(self):
+        with Opened():
+            raise KeyError("as the exercise has it")
+"""
+    solution = b"""
+class Opened:
+    def __enter__(self): return 1
+    def __exit__(self, *a): return True
+"""
+    graded = run(box, solution, tests)
+    assert graded.tests == {"shelf_test.T.test_fails": False, "shelf_test.T.test_swallows": True}
+    assert graded.decides == ("__exit__",)
+    strict = run(box, solution, tests, decides=())
+    assert not any(strict.tests.values())
+
+
+def test_to_end_is_not_to_raise(box):
+    tests = b"""
+import unittest
+from shelf import Full, f
+class T(unittest.TestCase):
+    def test_raises(self):
+        with self.assertRaises(Full): f()
+"""
+    graded = run(box, b"import os\nFull = Exception\ndef f(): os._exit(0)", tests)
+    assert graded.tests == {"shelf_test.T.test_raises": False}
+    spec = b"""
+import { f } from './shelf';
+test('throws', () => { expect(() => f()).toThrow(); });
+test('rejects', () => expect(f()).rejects.toBeDefined());
+"""
+    for body in (b"process.exit(0)", b"new Promise(() => setTimeout(() => process.exit(0), 5))"):
+        files = {"shelf.js": b"export const f = () => " + body}
+        graded = apart.javascript_tests({"s.spec.js": spec}, ["s.spec.js"], files, box, SHORT)
+        assert not any(graded.tests.values()), graded
+
+
 def test_what_is_passed_to_a_solution_leads_no_further(box):
     """A function may be called, an object of the tests' own read; what hangs on them is closed."""
     tests = b"""
@@ -406,8 +451,7 @@ JS_FORGERIES = {
     "redefines the runner": "globalThis.test = globalThis.it = globalThis.describe = () => {};\n"
     "globalThis.expect = () => new Proxy({}, { get: () => () => {} });\n"
     "Object.is = () => true; Array.prototype.every = () => true;\n"
-    "JSON.stringify = () => '{\"value\":1}';\n"
-    + JS_NOTHING,
+    "JSON.stringify = () => '{\"value\":1}';\n" + JS_NOTHING,
     "pollutes prototypes": "Object.prototype.asymmetricMatch = () => true;\n"
     "Object.prototype.passed = true; Object.prototype.toJSON = () => ({ value: 42 });\n"
     + JS_NOTHING,

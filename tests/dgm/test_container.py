@@ -109,11 +109,11 @@ def test_a_hostile_tar():
     wanted = ("good", "link", "first", "second", "hard", "fifo", "device", "big", "esc\x1b[2J")
     job = Job(("true",), collect=wanted, limits=Limits(collected_bytes=1000))
     files, refused = unpacked(evil_tar(), job)
-    assert files == {"good": b"good", "link/below": b"x", "esc\x1b[2J": b"e"}
+    assert files == {"good": b"good", "link/below": b"x"}
     why = dict(refused)
     assert set(why) == {
         *("../../etc/passwd", "/etc/passwd", "work/../../x"),
-        *("link", "first", "second", "hard", "fifo", "device", "big"),
+        *("link", "first", "second", "hard", "fifo", "device", "big", r"esc\x1b[2J"),
     }
     assert why["big"].startswith("2000 bytes")
     assert "hard link" in why["first"] and "hard link" in why["second"]
@@ -143,7 +143,7 @@ LONG = [
     "d" * 80 + "/" + "f" * 80,
     "/".join(["long"] * 60),
     "\N{SNOWMAN}" * 70,
-    "sp ace\n",
+    "sp ace",
 ]
 
 

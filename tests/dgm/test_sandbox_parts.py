@@ -70,7 +70,11 @@ def test_a_folder_with_more_than_is_worth_reading(folder, tmp_path, monkeypatch)
 
 
 def test_bwraps_arguments_hold_what_was_asked():
-    job = Job(("x",), env={"A": "b c", "PATH": "/bin"})
+    job = Job(("x", "y"), env={"A": "b c", "PATH": "/bin"})
+    inside = command.inside(job, memory_grouped=True)
+    assert inside[-6:] == ["PATH=/bin", "HOME=/work", "LANG=C.UTF-8", "A=b c", "x", "y"]
+    assert "--data=536870912" not in inside
+    assert "--data=536870912" in command.inside(job, memory_grouped=False)
     fds = {"filter": 3, "passwd": 4, "group": 5}
     words = command.arguments(job, {"/data": "/host/data"}, "/host/work", fds).split(b"\0")
     text = b" ".join(words)
@@ -80,7 +84,7 @@ def test_bwraps_arguments_hold_what_was_asked():
             b"--seccomp 3",
         ),
         *(b"--disable-userns", b"--die-with-parent", b"--new-session", b"--bind /host/work /work"),
-        *(b"--ro-bind /host/data /data", b"--setenv A b c", b"--setenv PATH /bin"),
+        b"--ro-bind /host/data /data",
     ):
         assert wanted in text
     assert b"/etc/shadow" not in text and b"--ro-bind / /" not in text

@@ -27,6 +27,7 @@ from selfevolve_jax.dgm.sandbox.pythons import python
 
 LIMITS = Limits(wall_s=60.0, cpu_s=60.0, memory_mib=1024)
 REASON_CHARS = 500
+LIMIT = "ended by its limit of"  # in Graded.broken
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,10 @@ def _graded(trusted: Job, untrusted: Job, box: Box) -> Graded:
                 ended, decides = True, tuple(said.get("decides", ()))
     if not ended:
         told = mine.stderr.decode(errors="replace").strip()[-REASON_CHARS:]
-        broken = f"the tests were ended by {mine.ended or f'exit code {mine.exit_code}'}: {told}"
+        how = f"{LIMIT} {mine.ended}" if mine.ended else f"ended with exit code {mine.exit_code}"
+        broken = f"the tests were {how}: {told}"
     elif theirs.ended and not all(tests.values()):
-        broken = broken or f"the solution was ended by its limit of {theirs.ended}"
+        broken = broken or f"the solution was {LIMIT} {theirs.ended}"
     log = (theirs.stdout + theirs.stderr).decode(errors="replace")[-4 * REASON_CHARS :]
     return Graded(
         tests,

@@ -1,11 +1,11 @@
 """Tests of compiled languages, where solution and tests are one program.
 
 There a solution can, in the end, do whatever the runner can. What is checked: the report is the test
-framework's own machine-readable one; it names each expected test exactly once; and a control, a test
-with a random name that must fail, is appended to the trusted test file and did fail. So a solution is
-not solved by ending the program early, by printing what it knows of the report, or by redefining what
-the tests assert with. It is not proof against one that reads the names of tests from its own
-program's memory; apart.py is, for Python and JavaScript."""
+framework's own machine-readable one; it names each expected test exactly once; and controls, tests with
+a random name that must fail, one at the end of each trusted test file, ran last and did fail. So a
+solution is not solved by ending the program early, by printing what it knows of the report, or by
+redefining what the tests assert with. It is not proof against one that reads the names of tests from
+its own program's memory; apart.py is, for Python and JavaScript."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 
-from selfevolve_jax.dgm.benchmarks.apart import REASON_CHARS, Graded
+from selfevolve_jax.dgm.benchmarks.apart import LIMIT, REASON_CHARS, Graded
 from selfevolve_jax.dgm.benchmarks.toolchains import Toolchain
 from selfevolve_jax.dgm.contract import Unavailable
 from selfevolve_jax.dgm.sandbox.job import Box, Job, Limits, Outcome, SandboxError
@@ -39,24 +39,27 @@ def run_tests(
 ) -> Graded:
     """Compiles and runs the trusted files `tests`, of which `named` hold tests, laid over the solution.
     Raises Unavailable."""
-    control = f"control_{secrets.token_hex(8)}"
+    control = f"zzz_control_{secrets.token_hex(8)}"  # last of its file, in order of names too
     job, read = LANGUAGES[tools.language](tests, named, solution, tools, control)
     try:
         outcome = box.run(Job(**job, mounts=tools.mounts, limits=limits, collect=(REPORT,)))
     except SandboxError as e:
         raise Unavailable(f"the sandbox failed: {e}") from e
-    return _graded(outcome, read, control)
+    one_program = tools.language in ("go", "java")
+    return _graded(outcome, read, control, 1 if one_program else len(named))
 
 
-def _graded(outcome: Outcome, read: Callable[[Outcome], Tests], control: str) -> Graded:
+def _graded(
+    outcome: Outcome, read: Callable[[Outcome], Tests], control: str, controls: int
+) -> Graded:
     log = (outcome.stdout + outcome.stderr).decode(errors="replace")
     found: dict[str, bool] = {}
-    broken = f"ended by its limit of {outcome.ended}" if outcome.ended else ""
+    broken = f"{LIMIT} {outcome.ended}" if outcome.ended else ""
     try:
-        reported = read(outcome)
+        reported = read(outcome) if outcome.stdout or outcome.files else []
     except (ValueError, KeyError, ElementTree.ParseError) as e:
         reported, broken = [], broken or f"no report that can be read: {type(e).__name__}"
-    controls = [passed for name, passed in reported if control in name]
+    failed = [passed for name, passed in reported if control in name]
     for name, passed in reported:
         if control in name:
             continue
@@ -65,7 +68,7 @@ def _graded(outcome: Outcome, read: Callable[[Outcome], Tests], control: str) ->
         found[name] = passed and found.get(name, True)
     if not reported:
         broken = broken or "it does not compile, or its tests do not start"
-    elif controls != [False]:
+    elif failed != [False] * controls:
         broken = (
             broken or "the control, a test that must fail, did not: the report is not the tests'"
         )
@@ -79,8 +82,8 @@ def _graded(outcome: Outcome, read: Callable[[Outcome], Tests], control: str) ->
 
 
 def _appended(tests: Mapping[str, bytes], named: Sequence[str], text: str) -> dict[str, bytes]:
-    """The trusted files, with the control at the end of the first that holds tests."""
-    return {**tests, named[0]: tests[named[0]] + b"\n" + text.encode()}
+    """The trusted files, with a control at the end of each that holds tests."""
+    return {**tests, **{path: tests[path] + b"\n" + text.encode() for path in named}}
 
 
 def _shell(script: str) -> tuple[str, ...]:
@@ -162,7 +165,7 @@ def _rust(tests, named, solution, tools, control):
         "--",
         "--include-ignored",
     )
-    argv += ("-Z", "unstable-options", "--format", "json", "--test-threads=2")
+    argv += ("-Z", "unstable-options", "--format", "json", "--test-threads=1")
     env = {"CARGO_HOME": "/work/.cargo", "CARGO_BUILD_JOBS": "2", "CARGO_INCREMENTAL": "0"}
     env |= {"RUSTC_BOOTSTRAP": "1"}
 

@@ -12,8 +12,8 @@ from selfevolve_jax.errors import UserError
 
 def ordered(tasks: Sequence[Task], seed: int) -> list[Task]:
     """In an order that the seed draws, whatever order they came in. Every stretch of it holds the
-    groups in their proportions, as nearly as whole tasks allow: each group's tasks, shuffled, lie at equal
-    steps along it, from a start of the group's own (systematic sampling)."""
+    groups in their proportions, as nearly as whole tasks allow: each group's tasks, shuffled, lie at
+    equal steps along it, from a start of the group's own (systematic sampling)."""
     groups: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
         groups[task.group].append(task)

@@ -171,8 +171,7 @@ def tree_at(mirror: Path, commit: str) -> dict[str, bytes]:
 # --- grading ------------------------------------------------------------------------------------
 
 SCRIPT = r"""
-export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
-export GIT_CONFIG_NOSYSTEM=1 GIT_CONFIG_GLOBAL=/dev/null
+export GIT_CONFIG_NOSYSTEM=1
 git clone -q --shared /opt/mirror.git testbed && git -C testbed checkout -q "$1" || exit 90
 git -C testbed apply --whitespace=nowarn /work/model.patch ||
   { echo '>>>>> Patch Apply Failed'; exit 0; }
@@ -188,7 +187,11 @@ def _in_sandbox(
     script = spec.eval_script.replace("/testbed", TESTBED)
     job = Job(
         argv=("bash", "-c", f"exec 2>&1\n{SCRIPT}", "bash", instance["base_commit"]),
-        files={"model.patch": diff.encode(), "eval.sh": script.encode()},
+        files={
+            "model.patch": diff.encode(),
+            "eval.sh": script.encode(),
+            ".gitconfig": b"[safe]\n\tdirectory = *\n",  # the mirror is another user's
+        },
         mounts={"/opt/mirror.git": str(mirror.resolve()), CONDA: str(environment.resolve())},
         limits=GRADE_LIMITS,
     )
@@ -207,7 +210,7 @@ def _in_sandbox(
         file.flush()
         said = prediction(instance["instance_id"], diff)
         report = grading.get_eval_report(spec, said, file.name, True)
-    found = dict(report[instance["instance_id"]])
+    found = dict(report[instance["instance_id"]]) | {"log": log.strip()[-500:]}
     if outcome.ended:
         found["resolved"], found["ended"] = False, outcome.ended
     return found, outcome.cpu_s, outcome.wall_s
@@ -251,7 +254,8 @@ def _why(report: Mapping[str, Any]) -> str:
         return f"the tests were ended by their limit of {report['ended']}"
     if not report.get("patch_successfully_applied"):
         reason = report.get("infra_failure_reason")
-        return f"no test results: the patch does not apply, or the tests did not start ({reason})"
+        said = f"{reason or ''} {report.get('log', '')}".strip()
+        return f"no test results: the patch does not apply, or the tests did not start: {said}"
     failed = [name for name, passed in tests_of(report).items() if not passed]
     return f"{len(failed)} of {len(tests_of(report))} tests fail: {', '.join(failed[:5])}"
 

@@ -89,6 +89,8 @@ def _java(jars: str | None) -> Toolchain | str:
     needed = "a folder with JUnit 5 (junit-platform-console-standalone), AssertJ and Byte Buddy"
     if jars is None:
         return f"no jars to compile its tests against: pass java_jars, {needed}"
+    if not os.path.isdir(jars) or os.stat(jars).st_mode & 0o005 != 0o005:
+        return f"java_jars={jars} is no folder that others can read: it should be {needed}"
     names = sorted(p.name for p in Path(jars).glob("*.jar"))
     missing = [j for j in JARS if not any(n.startswith(j) for n in names)]
     if missing and not any("console-standalone" in n for n in names):

@@ -276,7 +276,7 @@ def _start(
         uid, gid = (slot.uid, slot.gid) if stack.privileged else (None, None)
         child = subprocess.Popen(
             command.outside(group.paths(), uid, gid, slot.bwrap, fds)
-            + command.inside(job.limits, job.argv, "memory" in group.folders),
+            + command.inside(job, "memory" in group.folders),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -11,6 +11,8 @@ import contextlib
 import os
 import re
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,8 +110,10 @@ def find(proc: Path = Path("/proc"), mounts: Path = Path("/proc/self/mountinfo")
     for controller in ("memory", "pids", "cpuacct"):
         if controller in version1 and controller in own:
             parent = version1[controller] / own[controller].lstrip("/")
-            if _writable(parent if parent.is_dir() else version1[controller]):
-                parents[controller] = parent if parent.is_dir() else version1[controller]
+            if not parent.is_dir():  # what is mounted begins at our own group
+                parent = version1[controller]
+            if _writable(parent):
+                parents[controller] = parent
     if parents:
         return Hierarchy(1, parents, _lacking(parents, "cpuacct"))
     if unified and (parent := _delegating(unified, own.get("", "/"))):
@@ -218,13 +222,19 @@ def _delegating(mounted: Path, own: str) -> Path | None:
 
 
 def _writable(parent: Path) -> bool:
-    trial = parent / f"{owner()}-trial"
+    """A group can be made there, and a process of ours can join it."""
+    trial = parent / f"{owner()}-trial-{threading.get_ident()}"
     try:
         trial.mkdir()
-        trial.rmdir()
     except OSError:
         return False
-    return True
+    try:
+        join = ["/bin/sh", "-c", 'echo 0 > "$1"', "sh", str(trial / "cgroup.procs")]
+        return subprocess.run(join, stderr=subprocess.DEVNULL).returncode == 0
+    finally:
+        with contextlib.suppress(OSError):  # on a file system that is none of groups
+            (trial / "cgroup.procs").unlink()
+        Group(2, {"trial": trial}).remove()
 
 
 def _lacking(parents: dict[str, Path], cpu: str) -> tuple[str, ...]:

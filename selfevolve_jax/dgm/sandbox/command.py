@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from selfevolve_jax.dgm.sandbox.job import WORK, Job, Limits
+from selfevolve_jax.dgm.sandbox.job import WORK, Job
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 UID = 1000  # what the job sees itself as
@@ -27,7 +27,7 @@ STARTED = "/.started"  # a folder inside that tells the finished root from the h
 
 JOIN = 'while [ "$1" != -- ]; do echo 0 > "$1" || exit 120; shift; done; shift; exec "$@"'
 # Its own stderr is not the job's: it would write "Killed" there.
-INIT = 'exec 3>&2 2>/dev/null; (exec "$@" 2>&3 3>&-); exit $?'
+INIT = 'exec 3>&2 2>/dev/null; (exec /usr/bin/env -i "$@" 2>&3 3>&-); exit $?'
 
 
 def outside(
@@ -46,16 +46,26 @@ def outside(
     return [*argv, "--"]
 
 
-def inside(limits: Limits, argv: Sequence[str], memory_grouped: bool) -> list[str]:
+def inside(job: Job, memory_grouped: bool) -> list[str]:
     """What bwrap starts. memory_grouped: a control group holds memory, so no process need be held to it
-    alone (programs may map far more than they use)."""
+    alone (programs may map far more than they use). Raises ValueError for an environment that is none.
+
+    The job's environment comes last of all: an LD_PRELOAD must not get at what sets the limits."""
+    limits = job.limits
+    env = {"PATH": PATH, "HOME": WORK, "LANG": "C.UTF-8", **job.env}
+    for name in env:
+        if not name or "=" in name:
+            raise ValueError(f"not a name of an environment variable: {name!r}")
+    if not job.argv or "=" in job.argv[0]:
+        raise ValueError(f"not a program that can be started: {job.argv[:1]}")
     cpu_s = math.ceil(limits.cpu_s)
     command = ["/usr/bin/prlimit", "--core=0", "--nofile=1024", "--memlock=65536"]
     command += [f"--fsize={limits.file_mib << 20}", f"--cpu={cpu_s}:{cpu_s + 1}"]
     command += [f"--nproc={limits.processes + OWN_PROCESSES}"]
     if not memory_grouped:
         command += [f"--data={limits.memory_mib << 20}"]
-    return [*command, "--", "/bin/sh", "-c", INIT, "sh", *argv]
+    command += ["--", "/bin/sh", "-c", INIT, "sh"]
+    return [*command, *(f"{name}={value}" for name, value in env.items()), *job.argv]
 
 
 def arguments(
@@ -91,11 +101,7 @@ def arguments(
     for target, source in mounts.items():
         a += ["--ro-bind", source, target]
     a += ["--remount-ro", "/", "--remount-ro", "/dev", "--chdir", WORK]
-    for name, value in {"PATH": PATH, "HOME": WORK, "LANG": "C.UTF-8", **job.env}.items():
-        if not name or "=" in name:
-            raise ValueError(f"not a name of an environment variable: {name!r}")
-        a += ["--setenv", name, value]
     for argument in a:  # a NUL would start another argument of bwrap's
         if "\0" in argument:
-            raise ValueError(f"a NUL in a job's environment or mounts: {argument!r}")
+            raise ValueError(f"a NUL in a job's mounts: {argument!r}")
     return b"".join(os.fsencode(argument) + b"\0" for argument in a)

@@ -262,12 +262,10 @@ def _member(member: untar.Member, job: Job) -> tuple[bytes, str]:
     wanted = [os.fsencode(c.rstrip("/")) for c in job.collect]
     if not any(c in (b".", path) or path.startswith(c + b"/") for c in wanted):
         return b"", ""
-    try:
-        path.decode()
-    except UnicodeDecodeError:
-        return path, copy_out.NOT_UTF8
-    why = {"link": copy_out.LINK, "hard link": copy_out.HARD_LINK, "other": copy_out.NOT_REGULAR}
-    return path, why.get(member.kind, "")
+    if why := copy_out.bad_name(path):
+        return path, why
+    kinds = {"link": copy_out.LINK, "hard link": copy_out.HARD_LINK, "other": copy_out.NOT_REGULAR}
+    return path, kinds.get(member.kind, "")
 
 
 class _Output:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -16,8 +17,8 @@ RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1
 DEPTH = 64  # folders deeper than this are refused
 LINK = "a symbolic link"
 NOT_REGULAR = "not a regular file"
-NOT_UTF8 = "its name is not UTF-8"
 HARD_LINK = "it has more than one name (a hard link)"
+NAMES = 100_000  # looked at, at most
 REFUSED = 200  # refusals listed one by one; the rest is counted
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -45,6 +46,15 @@ def shown(name: bytes) -> str:
     """A name as it may be printed: no control characters, no broken UTF-8."""
     text = name.decode(errors="backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def bad_name(path: bytes) -> str:
+    """Why a path is refused, "" where it is not: names are printed, and are keys of records."""
+    try:
+        text = path.decode()
+    except UnicodeDecodeError:
+        return "its name is not UTF-8"
+    return "" if text.isprintable() else "its name has control characters"
 
 
 def copy_out(
@@ -76,7 +86,8 @@ def copy_out(
 
 
 def _walk(work: int, wanted: Sequence[str]) -> Iterator[tuple[bytes, str]]:
-    """(path, "" or why it is refused) of everything that is no folder; bounded work for each entry."""
+    """(path, "" or why it is refused) of everything that is no folder, NAMES at most."""
+    seen = 0
     for start in wanted:
         pending = [os.fsencode("" if start in (".", "./") else start.rstrip("/"))]
         while pending:
@@ -92,12 +103,17 @@ def _walk(work: int, wanted: Sequence[str]) -> Iterator[tuple[bytes, str]]:
                 yield path, "" if e.errno == errno.ENOTDIR else _reason(e)
                 continue
             try:
-                with os.scandir(fd) as entries:
+                with os.scandir(fd) as all_entries:
+                    entries = itertools.islice(all_entries, NAMES - seen)
                     names = sorted(
                         (os.fsencode(e.name), e.is_dir(follow_symlinks=False)) for e in entries
                     )
             finally:
                 os.close(fd)
+            seen += len(names)
+            if seen >= NAMES:
+                yield path, f"more than {NAMES} names; the rest was not looked at"
+                return
             for name, folder in names:
                 full = path + b"/" + name if path else name
                 if not folder:
@@ -106,10 +122,8 @@ def _walk(work: int, wanted: Sequence[str]) -> Iterator[tuple[bytes, str]]:
 
 
 def _read(work: int, path: bytes, left: int, room: bool) -> tuple[bytes, str]:
-    try:
-        path.decode()
-    except UnicodeDecodeError:
-        return b"", NOT_UTF8
+    if why := bad_name(path):
+        return b"", why
     try:
         # O_NONBLOCK: a fifo must not make us wait; O_PATH first would be two calls for each file
         fd = open_beneath(work, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)

@@ -59,7 +59,7 @@ class Outcome:
     "CPU time", "memory" (also where the parent went on and exited 0), "disk"; "" where it ended by
     itself (a signal of its own is -N, as subprocess says). files: what was copied out, relative to
     /work. refused: (path, why) of what was not: links, devices, fifos, hard links, names that are not
-    UTF-8, past the caps. truncated: stdout or stderr was cut."""
+    UTF-8 or have control characters, past the caps. truncated: stdout or stderr was cut."""
 
     exit_code: int | None
     ended: str

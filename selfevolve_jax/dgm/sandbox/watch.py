@@ -115,7 +115,7 @@ class Watch:
         _, code, usage = os.wait4(self._child.pid, 0)
         self._child.returncode = os.waitstatus_to_exitcode(code)
         self.reaped_cpu_s = usage.ru_utime + usage.ru_stime
-        gone = self._group.kill()
+        gone = self._group.kill() and (self._init is None or _readable(self._init, cgroups.GONE_S))
         self._read_status()
         for fd in self._outputs:
             while self._keep(fd):
@@ -137,6 +137,8 @@ class Watch:
 
     def _kill(self) -> None:
         """Process 1 first: its whole namespace goes with it, and the outer bwrap can tell of it."""
+        if self._init is None and _readable(self._status, 2.0):  # it has only just been started
+            self._read_status()
         with contextlib.suppress(ProcessLookupError):
             if self._init is not None:
                 signal.pidfd_send_signal(self._init, signal.SIGKILL)

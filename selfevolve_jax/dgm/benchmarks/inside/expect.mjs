@@ -1,6 +1,6 @@
 // jest's expect, as much of it as exercises use. A value from the other side is compared by what it
 // holds, asked for one property at a time and compared here.
-import { numberOf } from './wire.mjs';
+import { Gone, numberOf } from './wire.mjs';
 
 const remote = (x) => numberOf(x) !== undefined;
 const shown = (x) => {
@@ -60,6 +60,7 @@ function thrown(f, wanted) {
     f();
     return [false, 'nothing was thrown'];
   } catch (caught) {
+    if (caught instanceof Gone) throw caught; // to end is not to throw
     e = caught;
   }
   const message = String(e?.message ?? e);
@@ -117,7 +118,7 @@ function later(promise, rejected, turned) {
   for (const name of Object.keys(MATCHERS)) {
     made[name] = async (...wanted) => {
       const [failed, value] = await Promise.resolve(promise).then((v) => [false, v], (e) => [true, e]);
-      if (failed !== rejected) {
+      if (failed !== rejected || value instanceof Gone) {
         throw new Error(`${failed ? 'rejected' : 'resolved'} with ${shown(value?.message ?? value)}`);
       }
       const throws = rejected && name.startsWith('toThrow');

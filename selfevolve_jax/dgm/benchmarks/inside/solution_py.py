@@ -5,6 +5,7 @@ run elsewhere and see only its answers.
 """
 
 import importlib
+import os
 import sys
 
 import join
@@ -18,4 +19,4 @@ try:
     while True:
         end.serve(end.receive())
 except wire.Gone:
-    pass
+    os._exit(0)  # whatever threads the solution has left
