@@ -20,6 +20,7 @@ when the log is opened, with a notice.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
@@ -59,12 +60,18 @@ class Log:
     """The log, open for appending; its methods may be called from many threads."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Cuts off a torn tail; `torn` is its length in bytes."""
+        """Cuts off a torn tail; `torn` is its length in bytes. UserError where another process has the
+        log open: it may be writing what looks like a torn tail."""
         self._path = run_dir.absolute(path)
-        self.events, self.torn = read(self._path)
         self._lock = threading.Lock()
         with run_dir.disk_errors(self._path):
             self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115
+            try:
+                _claim(self._file, self._path)
+                self.events, self.torn = read(self._path)
+            except BaseException:
+                self._file.close()
+                raise
             if self.torn:
                 self._file.truncate(self._path.stat().length - self.torn)
                 os.fsync(self._file.fileno())
@@ -87,3 +94,14 @@ class Log:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _claim(file: Any, path: os.PathLike[str]) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"{path} is in use: another process is at work on this run. Fix: wait for it, or end it."
+        ) from None
+    except OSError:
+        pass  # a file system without locks: whoever starts two must know

@@ -80,6 +80,10 @@ class DGMRecipe:
                     f"models.coding.model={self.models.coding.model}: program repair needs no model. "
                     "Leave it out."
                 )
+            if self.agent is not None:
+                raise UserError(
+                    f"agent={self.agent}: program repair begins from an agent of its own. Leave it out."
+                )
         elif "own_parts" in self.arms:
             raise UserError("arms=own_parts is of program repair alone, which has a donor library.")
 

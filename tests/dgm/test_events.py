@@ -145,3 +145,18 @@ def test_a_thousand_agents_fold_to_what_was_written(tmp_path):
     nodes = archive.fold(events.read(tmp_path / events.NAME)[0])
     assert len(nodes) == 1000 and all(len(n.evaluations) == 20 for n in nodes.values())
     assert sum(n.children for n in nodes.values()) == 999
+
+
+def test_a_log_that_another_process_writes_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / events.NAME
+    log = events.Log(path)
+    log.append("run", seed=1)
+    path.write_bytes(path.read_bytes() + b'{"event": "chi')  # the other one is amid a line
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="in use"):
+        events.Log(path)
+    assert path.read_bytes() == before
+    log.close()
+    again = events.Log(path)
+    assert (again.torn, len(again.events)) == (14, 1)
+    again.close()

@@ -83,7 +83,10 @@ def tree(folder):
     [
         (
             ["trane"],
-            ["'trane' is unknown", "srt, mm-upt, ui-genie, dgm, agent-sft, android-control, evaluate"],
+            [
+                "'trane' is unknown",
+                "srt, mm-upt, ui-genie, dgm, agent-sft, android-control, evaluate",
+            ],
         ),
         (["srt"], ["needs a recipe", "quickstart"]),
         (["srt", "--resume"], ["needs a recipe"]),

@@ -14,14 +14,13 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
+from selfevolve_jax.dgm import sockets
 from selfevolve_jax.dgm.contract import Unavailable
 from selfevolve_jax.dgm.sandbox.job import Box, Job, Limits, Outcome, SandboxError
 from selfevolve_jax.dgm.sandbox.pythons import python
@@ -264,20 +263,17 @@ def _how(outcome: Outcome) -> str:
 
 @contextlib.contextmanager
 def _doors(names: Sequence[str]) -> Iterator[tuple[dict[str, str], dict[str, socket.socket]]]:
-    folder = tempfile.mkdtemp(
-        prefix="selfevolve-doors-", dir="/tmp"
-    )  # a socket's path must be short
     doors: dict[str, socket.socket] = {}
-    try:
-        for name in names:
-            doors[name] = socket.socket(socket.AF_UNIX)
-            doors[name].bind(os.path.join(folder, name))
-            doors[name].listen(1)
-        yield {name: os.path.join(folder, name) for name in names}, doors
-    finally:
-        for door in doors.values():
-            door.close()
-        shutil.rmtree(folder, ignore_errors=True)
+    with sockets.folder() as folder:
+        try:
+            for name in names:
+                doors[name] = socket.socket(socket.AF_UNIX)
+                doors[name].bind(os.path.join(folder, name))
+                doors[name].listen(1)
+            yield {name: os.path.join(folder, name) for name in names}, doors
+        finally:
+            for door in doors.values():
+                door.close()
 
 
 def _ushered(doors: Sequence[socket.socket]) -> bool:

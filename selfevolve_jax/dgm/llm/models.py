@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from selfevolve_jax.dgm import sockets
 from selfevolve_jax.dgm.contract import BudgetSpent, Unavailable, Usage
 from selfevolve_jax.dgm.llm import gateway
 from selfevolve_jax.dgm.llm.config import ROLES, ModelsConfig
@@ -40,7 +39,8 @@ class OpenModels:
         self._distinct = {role: endpoints[model] for model, role in distinct.items()}
         self._log = CallLog(run, self._hide)
         self.torn = self._log.torn
-        self._folder = _socket_folder()
+        self._at_close = contextlib.ExitStack()
+        self._folder = self._at_close.enter_context(sockets.folder())
 
     def usage(self) -> Usage:
         """So far, earlier lives of a resumed run included."""
@@ -99,7 +99,7 @@ class OpenModels:
         self._log.close()
         for endpoint in self._distinct.values():
             endpoint.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._at_close.close()
 
     def _call(
         self,
@@ -196,9 +196,3 @@ def _opened(model: Any, role: str) -> Endpoint:
         return Endpoint(model)
     except UserError as error:
         raise UserError(f"the {role} model: {error}") from error
-
-
-def _socket_folder() -> str:
-    """Readable by this user alone, and with a short path: that of a socket has at most 107 bytes."""
-    parent = tempfile.gettempdir()
-    return tempfile.mkdtemp(prefix="selfevolve-", dir=parent if len(parent) < 60 else "/tmp")
