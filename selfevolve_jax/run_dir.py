@@ -57,6 +57,9 @@ def check(
     run = epath.Path(path)
     if run.exists() and not run.is_dir():
         raise UserError(f"run directory {run} is a file. Fix: pass another --run-dir.")
+    above = next((p for p in absolute(run).parents if p.exists()), run)
+    if not is_remote(run) and not above.is_dir():
+        raise UserError(f"run directory {run}: {above} is a file. Fix: pass another --run-dir.")
     if resume:
         stored = read_config(run)["config"]
         _refuse_changes(run, flatten(stored), flatten(jsonable(config)), may_change)
@@ -88,7 +91,13 @@ def create(
     check(path, config, resume, may_change)
     run = epath.Path(path)
     with disk_errors(run):
-        run.mkdir(parents=True, exist_ok=True)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:  # in /proc, say
+            raise UserError(
+                f"run directory {run} cannot be made there: {error.strerror}. "
+                "Fix: pass another --run-dir."
+            ) from error
     commit, dirty = git_revision()
     record = {
         "config": config,

@@ -57,6 +57,15 @@ def test_a_file_in_the_way_is_refused(tmp_path):
     assert (tmp_path / "x").read_text() == "mine"
 
 
+def test_a_folder_that_cannot_be_is_refused_by_name(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for below in ("file/run", "file/a/run"):
+        with pytest.raises(UserError, match=r"file is a file\. Fix"):
+            run_dir.check(tmp_path / below, CONFIG, False)
+    with pytest.raises(UserError, match="cannot be made there"):
+        run_dir.create("/proc/nowhere/run", CONFIG, False)
+
+
 def test_resume_of_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     for path in (tmp_path, tmp_path / "absent"):
