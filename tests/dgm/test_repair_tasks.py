@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import json
 import math
 import statistics
 
@@ -265,6 +266,21 @@ def test_quixbugs_is_read_from_a_folder_and_what_is_missing_is_named(tmp_path):
     assert left_out["quixbugs-kth"].startswith("JSONDecodeError")
     bench = benchmark(quixbugs=str(tmp_path))
     assert bench.excluded == left_out and "quixbugs-gcd" in {t.id for t in bench.tasks}
+
+
+def test_cases_for_which_the_right_program_is_too_slow_are_left_out(tmp_path):
+    """On the real checkout all 40 right programs then pass, and no faulty one (done by hand)."""
+    checkout(tmp_path, ["levenshtein"])
+    rows = [
+        ["rosettacode", "raisethysword"],
+        ["ab", "b"],
+        ["amanaplanacanalpanama", "doc"],
+        ["", "b"],
+    ]
+    text = "".join(json.dumps([row, 1]) + "\n" for row in rows)
+    (tmp_path / "json_testcases" / "levenshtein.json").write_text(text)
+    found, _ = quixbugs.read(str(tmp_path))
+    assert [c.arguments for c in found[0].cases.values()] == [["ab", "b"], ["", "b"]]
 
 
 def test_a_folder_that_is_no_checkout_is_refused(tmp_path):

@@ -29,6 +29,14 @@ NAMES = (
     "topological_ordering", "wrap",
 )  # fmt: skip
 
+# First arguments of cases for which the right programs, which are slow, need more than the 20 ms that a
+# case has; the checkout's own tests skip two of them.
+TOO_SLOW = {
+    "knapsack": (6404180,),
+    "levenshtein": ("rosettacode", "amanaplanacanalpanama"),
+    "longest_common_subsequence": ("thisisatest",),
+}
+
 
 def read(folder: str) -> tuple[list[RepairTask], dict[str, str]]:
     """(tasks, what is left out: id -> which file is missing or unreadable). UserError where the folder
@@ -63,6 +71,8 @@ def _program(root: Path, name: str) -> Program:
     cases = []
     for arguments, expected in rows:
         arguments = arguments if isinstance(arguments, list) else [arguments]
+        if arguments[0] in TOO_SLOW.get(name, ()):
+            continue
         cases.append(Case(arguments, expected, arguments[-1] if name == "sqrt" else 0.0))
     if len(cases) < 2:
         raise ValueError(
