@@ -85,7 +85,7 @@ def tree(folder):
             ["trane"],
             [
                 "'trane' is unknown",
-                "srt, mm-upt, ui-genie, dgm, agent-sft, android-control, evaluate",
+                "srt, mm-upt, ui-genie, dgm, agent-sft, android-control, android-world, evaluate",
             ],
         ),
         (["srt"], ["needs a recipe", "quickstart"]),

@@ -38,6 +38,11 @@ def refused(capsys, *arguments) -> str:
     return " ".join(" ".join(line.strip("│╭╮╰╯─ ") for line in err.splitlines()).split())
 
 
+def says(message, words) -> bool:
+    """Wherever the box broke its lines, as it does in a long path."""
+    return "".join(words.split()) in "".join(message.split())
+
+
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
@@ -79,7 +84,7 @@ def refused(capsys, *arguments) -> str:
 def test_what_is_typed_wrongly_is_one_message(capsys, place, typed, words):
     said = refused(capsys, *typed.split())
     for each in words:
-        assert each in said, said
+        assert says(said, each), said
     assert not list(place.iterdir())
 
 
@@ -87,9 +92,9 @@ def test_a_folder_in_use_and_another_config_are_refused(capsys, place):
     (place / "used").mkdir()
     (place / "used" / "notes.txt").write_text("mine")
     said = refused(capsys, "quickstart", "--run-dir", "used")
-    assert "used already exists and is not empty" in said and "--resume" in said
+    assert says(said, "used already exists and is not empty") and says(said, "--resume")
     (place / "file").write_text("")
-    assert "file is a file" in refused(capsys, "quickstart", "--run-dir", "file")
+    assert says(refused(capsys, "quickstart", "--run-dir", "file"), "file is a file")
     run_dir.create(place / "run", run_dir.jsonable(recipes.quickstart()), False)
     before = {path: path.read_bytes() for path in (place / "run").rglob("*") if path.is_file()}
     given = ("quickstart", "--run-dir", "run", "--resume", "--children", "3", "--seed", "4")
