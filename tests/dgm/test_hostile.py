@@ -770,7 +770,8 @@ def test_close_ends_what_runs():
 
 
 CONTROLLER = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path[:0] = {path!r}
 from selfevolve_jax.dgm.sandbox.bubblewrap import open_bubblewrap
 from selfevolve_jax.dgm.sandbox.job import Job, Limits
@@ -797,7 +798,10 @@ def test_a_controller_that_dies_takes_its_jobs_along(box, how):
         left = [p for parent in parents for p in parent.glob(f"{name}-*")]
         assert left and all((p / "cgroup.procs").read_text() for p in left)
         controller.send_signal(how)
-        controller.wait(10)
+        try:
+            controller.wait(10)
+        finally:
+            controller.kill()
     end = time.monotonic() + 10
     while time.monotonic() < end and any((p / "cgroup.procs").read_text() for p in left):
         time.sleep(0.02)
