@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
@@ -206,19 +205,8 @@ def _untried(arm: Arm, agent: int) -> list[Evaluate]:
 def scored(arm: Arm) -> list[Scored]:
     """What selection sees: the first agent, and every valid one that the gate keeps; HGM sees all that
     have a tree."""
-    kept = {n.id: n for n in arm.nodes.values() if n.tree is not None and _joins(arm, n)}
-    children = Counter(node.parent for node in kept.values())
-    return [
-        Scored(
-            id=node.id,
-            parent=node.parent,
-            score=_score(arm, node),
-            children=children[node.id],
-            solved=sum(e.solved for e in node.on("train")),
-            attempted=len(node.on("train")),
-        )
-        for node in kept.values()
-    ]
+    kept = [n for n in arm.nodes.values() if n.tree is not None and _joins(arm, n)]
+    return selection.scored(kept, {node.id: _score(arm, node) for node in kept})
 
 
 def _joins(arm: Arm, node: Node) -> bool:
