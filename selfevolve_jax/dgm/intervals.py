@@ -12,10 +12,11 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist, fmean
+from statistics import fmean
 
 from selfevolve_jax.dgm.archive import Evaluation
 from selfevolve_jax.dgm.staged import By
+from selfevolve_jax.wilson import normal, wilson_at
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,6 @@ class Interval:
     low: float
     high: float
     tasks: int
-
-
-def wilson(successes: float, n: float, *, level: float = 0.95) -> tuple[float, float]:
-    """(low, high) of a rate of which `successes` of n independent tries are known (Wilson 1927, without
-    continuity correction); n may be an effective number. Without a try it is (0, 1)."""
-    return _wilson(successes, n, _normal(level))
 
 
 def rate(evaluations: Iterable[Evaluation], by: By = "solved", *, level: float = 0.95) -> Interval:
@@ -79,7 +74,7 @@ def difference(
 def _rate(values: Sequence[float], groups: Sequence[str], level: float) -> Interval:
     effect, z = _clustering(values, groups, level)
     mean, n = fmean(values), len(values)
-    low, high = _wilson(mean * n / effect, n / effect, z)
+    low, high = wilson_at(mean * n / effect, n / effect, z)
     return Interval(mean, low, high, n)
 
 
@@ -94,16 +89,6 @@ def _by_task(
     return {task: fmean(values) for task, values in attempts.items()}, groups
 
 
-def _wilson(successes: float, n: float, z: float) -> tuple[float, float]:
-    if n <= 0:
-        return 0.0, 1.0
-    p = successes / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    reach = z / (1 + z * z / n) * math.sqrt(max(0.0, p * (1 - p)) / n + z * z / (4 * n * n))
-    # at a rate of 0 or 1 the end is exact, and rounding must not leave it beyond
-    return max(0.0, min(p, middle - reach)), min(1.0, max(p, middle + reach))
-
-
 def _clustering(
     values: Sequence[float], groups: Sequence[str], level: float
 ) -> tuple[float, float]:
@@ -111,7 +96,7 @@ def _clustering(
     that with single tasks drawn, and at least 1; where all values are equal it is tasks / groups."""
     n, G = len(values), len(set(groups))
     if G in (1, n):
-        return 1.0, _normal(level)
+        return 1.0, normal(level)
     mean = fmean(values)
     sums: dict[str, float] = defaultdict(float)
     for value, group in zip(values, groups, strict=True):
@@ -122,7 +107,3 @@ def _clustering(
     from scipy.special import stdtrit  # a third of a second to import
 
     return effect, float(stdtrit(G - 1, (1 + level) / 2))
-
-
-def _normal(level: float) -> float:
-    return NormalDist().inv_cdf((1 + level) / 2)

@@ -17,12 +17,12 @@ from typing import Any
 
 from etils import epath
 
-from selfevolve_jax.dgm.intervals import wilson
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.ui_genie import trajectory
 from selfevolve_jax.ui_genie.environment import Broken, Observation, State
 from selfevolve_jax.ui_genie.explore import Exploration, Propose, Screens, explore
 from selfevolve_jax.ui_genie.trajectory import Trajectory
+from selfevolve_jax.wilson import wilson
 
 KIND = "AndroidWorld episodes"
 EPISODES = "episodes"

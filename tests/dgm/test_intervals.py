@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from selfevolve_jax.dgm.archive import Evaluation
 from selfevolve_jax.dgm.contract import Usage
-from selfevolve_jax.dgm.intervals import difference, rate, wilson
+from selfevolve_jax.dgm.intervals import difference, rate
+from selfevolve_jax.wilson import wilson
 
 
 def evaluations(rows, groups=None):
