@@ -10,10 +10,10 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from selfevolve_jax.dgm.contract import Models, Session, Tree, Unavailable, Usage
+from selfevolve_jax.dgm.contract import Models, Session, Tree, Usage, run_job
 from selfevolve_jax.dgm.first_agent import CACHES, ENTRY_POINT
 from selfevolve_jax.dgm.sandbox import pythons
-from selfevolve_jax.dgm.sandbox.job import WORK, Box, Job, Limits, Outcome, SandboxError
+from selfevolve_jax.dgm.sandbox.job import WORK, Box, Job, Limits, Outcome
 
 LIMITS = Limits(wall_s=600.0, cpu_s=600.0, memory_mib=1024, processes=128)
 KEPT_CHARS = 200_000  # of a log
@@ -71,7 +71,7 @@ def solve(
             limits=limits,
             collect=(*(_inside(path) for path in collect), "agent.log"),
         )
-        outcome = run(box, job)
+        outcome = run_job(box, job)
         usage = session.usage() if session else Usage()
     before = {path: data for path, data in repo.items() if _collected(path, collect)}
     after = {
@@ -97,14 +97,6 @@ def solve(
         cpu_s=outcome.cpu_s,
         wall_s=outcome.wall_s,
     )
-
-
-def run(box: Box, job: Job) -> Outcome:
-    """box.run, but a sandbox that failed by itself is Unavailable: the job is leased again."""
-    try:
-        return box.run(job)
-    except SandboxError as error:
-        raise Unavailable(f"sandbox: {error}") from error
 
 
 def how_it_ended(outcome: Outcome) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from selfevolve_jax.dgm.sandbox.job import Box
+from selfevolve_jax.dgm.sandbox.job import Box, Job, Outcome, SandboxError
 
 # An agent: relative POSIX path -> content. An agent is all of its files, and no chain of patches.
 Tree = Mapping[str, bytes]
@@ -153,6 +153,14 @@ class Proposer(Protocol):
         """A child of parent. A function of its arguments, except for what a model says. Raises
         Unavailable, BudgetSpent."""
         ...
+
+
+def run_job(box: Box, job: Job) -> Outcome:
+    """box.run, but a sandbox that failed by itself is Unavailable: the job is leased again."""
+    try:
+        return box.run(job)
+    except SandboxError as error:
+        raise Unavailable(f"the sandbox failed: {error}") from error
 
 
 def seed_of(*parts: object) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from selfevolve_jax.dgm import coding, diagnosis, hacking
 from selfevolve_jax.dgm.coding import cut
-from selfevolve_jax.dgm.contract import Benchmark, Models, Parent, Proposal, Task, Tree
+from selfevolve_jax.dgm.contract import Benchmark, Models, Parent, Proposal, Task, Tree, run_job
 from selfevolve_jax.dgm.first_agent import ENTRY_POINT
 from selfevolve_jax.dgm.sandbox import pythons
 from selfevolve_jax.dgm.sandbox.job import Box, Job, Limits
@@ -136,7 +136,7 @@ def does_not_start(child: Tree, box: Box) -> str:
     for what, arguments in checks.items():
         env = {"PYTHONPYCACHEPREFIX": "/tmp/cache"}
         job = Job((*python, *arguments), files, mounts, env, limits=CHECK_LIMITS)
-        outcome = coding.run(box, job)
+        outcome = run_job(box, job)
         if ended := coding.how_it_ended(outcome):
             said = (outcome.stderr or outcome.stdout).decode("utf-8", "replace").strip()
             return f"{what}: {ended[0]}: {cut(said, 2000)}"

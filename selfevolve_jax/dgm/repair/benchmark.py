@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from selfevolve_jax.dgm.contract import Models, Result, Task, Tree, Unavailable
+from selfevolve_jax.dgm.contract import Models, Result, Task, Tree, run_job
 from selfevolve_jax.dgm.repair import tasks, trial
 from selfevolve_jax.dgm.repair.quixbugs import read as read_quixbugs
 from selfevolve_jax.dgm.repair.tasks import Case, RepairTask
-from selfevolve_jax.dgm.sandbox.job import WORK, Box, Job, Limits, Outcome, SandboxError
+from selfevolve_jax.dgm.sandbox.job import WORK, Box, Job, Limits, Outcome
 from selfevolve_jax.errors import UserError
 
 BUDGET = 100  # candidates
@@ -80,7 +80,7 @@ class Repair:
         self, agent: Tree, task: Task, seed: int, box: Box, models: Models | None = None
     ) -> Result:
         t = self._by_id[task.id]
-        attempt = run(box, self.repair_job(agent, t, seed))
+        attempt = run_job(box, self.repair_job(agent, t, seed))
         log = _text(attempt.stdout) + _text(attempt.stderr)
         answer = attempt.files.get("answer.py")
         spent = {"log": log[-KEPT:], "cpu_s": attempt.cpu_s, "wall_s": attempt.wall_s}
@@ -141,7 +141,7 @@ def grade(box: Box, t: RepairTask, answer: str) -> tuple[dict[str, bool], str, O
     }
     if t.adapter:
         files["adapter.py"] = t.adapter.encode()
-    outcome = run(box, Job((*PYTHON, f"{WORK}/trial.py", WORK), files, limits=GRADE_LIMITS))
+    outcome = run_job(box, Job((*PYTHON, f"{WORK}/trial.py", WORK), files, limits=GRADE_LIMITS))
     failed = dict.fromkeys(t.cases, False)
     report, broken = read_report(outcome.stdout, set(t.cases))
     if broken:
@@ -194,13 +194,6 @@ def _same(value: Any, case: Case) -> bool:
         return trial.same(value, case.expected, case.tolerance)
     except (RecursionError, OverflowError):
         return False
-
-
-def run(box: Box, job: Job) -> Outcome:
-    try:
-        return box.run(job)
-    except SandboxError as error:
-        raise Unavailable(f"the sandbox failed: {error}") from error
 
 
 def _ended(outcome: Outcome) -> str:

@@ -11,8 +11,8 @@ import re
 from functools import cache
 from pathlib import Path
 
-from selfevolve_jax.dgm.contract import Models, Parent, Proposal, Tree
-from selfevolve_jax.dgm.repair.benchmark import PYTHON, Repair, printable, run
+from selfevolve_jax.dgm.contract import Models, Parent, Proposal, Tree, run_job
+from selfevolve_jax.dgm.repair.benchmark import PYTHON, Repair, printable
 from selfevolve_jax.dgm.repair.tasks import Case, Program, make
 from selfevolve_jax.dgm.sandbox.job import WORK, Box, Job, Limits, Outcome
 
@@ -71,7 +71,7 @@ class Genetic:
         self, parent: Parent, seed: int, box: Box, models: Models | None = None
     ) -> Proposal:
         """entry is "": what the parent failed at does not inform a change."""
-        made = run(box, self.job(parent, seed))
+        made = run_job(box, self.job(parent, seed))
         said = _line(made.stdout)
         log = (made.stdout + made.stderr).decode(errors="replace")[-4_000:]
 
@@ -103,7 +103,7 @@ def self_test(child: Tree, box: Box) -> str:
     job = Repair((), budget=10).repair_job(child, task, seed=0)
     files = {**job.files, "check.py": _CHECK.encode()}
     argv = (*PYTHON, f"{WORK}/check.py", f"{WORK}/agent", *job.argv)
-    outcome = run(box, Job(argv, files, limits=job.limits))
+    outcome = run_job(box, Job(argv, files, limits=job.limits))
     if outcome.ended or outcome.exit_code != 0:
         return f"the child fails its self-test: {_why(outcome)}"
     return ""
