@@ -255,6 +255,7 @@ def test_evolve_makes_valid_children_and_the_same_seed_the_same(box):
         files, said = evolve.child(
             {name: data.decode() for name, data in first_agent().items()},
             {name: data.decode() for name, data in donor_library().items()},
+            json.loads(first_agent()["policy.json"])["mutation"],
             seed,
         )
         assert files is not None and proposal.diagnosis == said
@@ -274,6 +275,23 @@ def test_the_makers_code_makes_the_child_from_the_parents_files(box):
     proposal = Genetic().propose(parent(maker), 1, box)
     assert proposal.diagnosis == "mine" and proposal.tree is not None
     assert b"print('mine')" not in proposal.tree["evolve.py"]
+
+
+def removing(tree):
+    """The agent with a policy that makes children by removal alone."""
+    policy = json.loads(tree["policy.json"])
+    policy["mutation"] = dict.fromkeys(policy["mutation"], 0.0) | {"remove": 1.0}
+    return {**tree, "policy.json": json.dumps(policy).encode()}
+
+
+def test_the_kind_of_change_is_drawn_by_the_makers_weights_and_not_the_parents(box):
+    """Else the ablation without self-improvement, whose maker is the first agent, would ablate
+    nothing: it once made the same archive."""
+    shifted = removing(first_agent())
+    said = [Genetic().propose(parent(shifted), seed, box).diagnosis for seed in range(4)]
+    assert all(s.startswith("removed") for s in said)
+    said = [Genetic().propose(parent(tree=shifted), seed, box).diagnosis for seed in range(4)]
+    assert not all(s.startswith("removed") for s in said)
 
 
 def test_a_maker_sees_donors_only_where_it_may(box):

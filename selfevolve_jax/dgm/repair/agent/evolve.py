@@ -3,7 +3,7 @@
     python3 -I -S evolve.py PARENT_FOLDER CHILD_FOLDER DONORS_FOLDER|- SEED
 
 The first line of its output says what was changed. Which kind of change is drawn by the weights in the
-parent's policy.json, which a change may shift too:
+policy.json beside this file, the maker's own, which a change may shift too:
 
     transplant  an operator of the donor library joins
     search      another search policy: one that is there, or one of the donor library
@@ -118,14 +118,14 @@ CHANGES = {
 }
 
 
-def child(files, donors, seed):
-    """(files, what was changed) of a child, or (None, why none came of it)."""
+def child(files, donors, weights, seed):
+    """(files, what was changed) of a child, or (None, why none came of it). weights: of the kinds."""
     rng = random.Random(seed)
+    kinds = [k for k in weights if k in CHANGES and (donors or k != "transplant")]
     for _ in range(TRIES):
         changed = dict(files)
         policy = json.loads(files["policy.json"])
-        kinds = [k for k in policy["mutation"] if k in CHANGES and (donors or k != "transplant")]
-        kind = rng.choices(kinds, [policy["mutation"][k] for k in kinds])[0]
+        kind = rng.choices(kinds, [weights[k] for k in kinds])[0]
         said = CHANGES[kind](changed, policy, donors, rng)
         if said:
             changed["policy.json"] = json.dumps(policy, indent=2, sort_keys=True) + "\n"
@@ -143,7 +143,10 @@ def read(folder):
 
 
 def main(parent, to, donors, seed):
-    files, said = child(read(parent), None if donors == "-" else read(donors), int(seed))
+    own = os.path.join(os.path.dirname(os.path.abspath(__file__)), "policy.json")
+    with open(own, encoding="utf-8") as file:
+        weights = json.load(file)["mutation"]
+    files, said = child(read(parent), None if donors == "-" else read(donors), weights, int(seed))
     print(said)
     for name, text in (files or {}).items():
         os.makedirs(to, exist_ok=True)
