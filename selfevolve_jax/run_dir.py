@@ -60,10 +60,12 @@ def check(
     above = next((p for p in absolute(run).parents if p.exists()), run)
     if not is_remote(run) and not above.is_dir():
         raise UserError(f"run directory {run}: {above} is a file. Fix: pass another --run-dir.")
+    if is_new(run):
+        return
     if resume:
         stored = read_config(run)["config"]
         _refuse_changes(run, flatten(stored), flatten(jsonable(config)), may_change)
-    elif run.exists() and any(not _is_temporary(p.name) for p in run.iterdir()):
+    else:
         raise UserError(
             f"run directory {run} already exists and is not empty. "
             "Fix: pass --resume to continue that run, or another --run-dir."
@@ -82,14 +84,17 @@ def create(
     may_change: dotted prefixes ("trainer.steps", "eval") of options that a resume may change; any
       other difference from the stored config is refused.
 
-    A run that an abrupt end left without config.json has nothing to resume: create it anew. So a
-    recipe with several arms passes `resume and (arm_dir / "config.json").exists()` for each.
+    A resume where nothing is yet starts afresh, and says so: a scheduler that restarts a preempted job
+    has one command line for its first start and every later one. A recipe with several arms passes
+    `(arm_dir / "config.json").exists()` for each, as an arm may not have begun.
 
     Raises UserError for a directory in use, a resume of what is no run, or a config that differs;
     DiskError if the disk refuses.
     """
     check(path, config, resume, may_change)
     run = epath.Path(path)
+    if resume and is_new(run):
+        print(f"{run}: nothing is there to resume; the run starts from its beginning", flush=True)
     with disk_errors(run):
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -107,6 +112,12 @@ def create(
     }
     write_json_atomic(run / CONFIG, record)
     return run
+
+
+def is_new(path: str | os.PathLike[str]) -> bool:
+    """Whether nothing is there yet. What a write that was cut short left behind does not count."""
+    run = epath.Path(path)
+    return not run.exists() or (run.is_dir() and all(_is_temporary(p.name) for p in run.iterdir()))
 
 
 def read_config(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
