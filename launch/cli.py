@@ -32,6 +32,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve generate CHECKPOINT --prompt ...  sample from a checkpoint
   selfevolve serve CHECKPOINT                  the same behind an OpenAI-compatible HTTP server
   selfevolve convert SRC DST                   Hugging Face or GGUF to a policy, and back
+  selfevolve launch WHERE ... -- COMMAND ...   run a command on TPU VMs, GKE, SLURM or by SkyPilot
   selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
   selfevolve doctor                            what is installed, what is missing
 
@@ -60,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "serve": _serve,
         "convert": _convert,
         "synthesise": _synthesise,
+        "launch": _launch,
         "report": _report,
         "doctor": _doctor,
     }
@@ -248,6 +250,12 @@ def _convert(arguments: list[str]) -> None:
     from launch.convert import Convert, convert
 
     convert(parse(Convert, arguments, "convert"))
+
+
+def _launch(arguments: list[str]) -> None:
+    from launch.cluster.command import launch
+
+    launch(arguments)
 
 
 def _report(arguments: list[str]) -> None:
