@@ -21,10 +21,10 @@ from selfevolve_jax.errors import UserError
 class GKE:
     """Runs a command on a TPU slice of the GKE cluster that kubectl points to.
 
-    name: of the JobSet. topology: the slice, as v5e:8x8. image: made from launch/cluster/Dockerfile with
-    EXTRA=tpu. spot: on preemptible nodes. service_account: the Kubernetes one that may write to the
-    bucket. max_restarts: how often the job is restarted, for whatever reason but a wrong command line.
-    print: show the manifest, and touch nothing.
+    name: of the JobSet. topology: the slice, as v5e:8x8. image: made from launch/cluster/Dockerfile
+    with EXTRA=tpu. spot: on preemptible nodes. service_account: the Kubernetes one that may write to
+    the bucket. max_restarts: how often the job is restarted, for whatever reason but a command line
+    that is refused. print: show the manifest, and touch nothing.
     """
 
     name: Annotated[str, tyro.conf.Positional]

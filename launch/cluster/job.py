@@ -41,8 +41,8 @@ class Job:
 
 
 def read_job(words: Sequence[str]) -> Job:
-    """The command as typed after `--`. Parsed here as the cluster will parse it, so that a mistake costs
-    no machine; `--resume` is added, with which the first start and every later one are the same.
+    """The command as typed after `--`. Parsed here as the cluster will parse it, so that a mistake
+    costs no machine; `--resume` is added, with which the first start and every later one are the same.
 
     Raises UserError (or, of tyro's, SystemExit 2) for a mistake in it, a command that cannot be resumed
     and one without a run directory."""

@@ -29,9 +29,9 @@ from selfevolve_jax.errors import UserError
 class Sky:
     """Runs a command as a SkyPilot managed job.
 
-    name: of the job. topology: a TPU slice, as v6e:4x4; or gpus: those of one machine, as H100:8. infra:
-    where, as gcp/us-east5 or k8s; anywhere by default. spot: on preemptible machines. cuda: the extra
-    that the machine's driver takes. print: show the job's YAML, and touch nothing.
+    name: of the job. topology: a TPU slice, as v6e:4x4; or gpus: those of one machine, as H100:8.
+    infra: where, as gcp/us-east5 or k8s; anywhere by default. spot: on preemptible machines. cuda: the
+    extra that the machine's driver takes. print: show the job's YAML, and touch nothing.
     """
 
     name: Annotated[str, tyro.conf.Positional]

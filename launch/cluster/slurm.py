@@ -1,4 +1,4 @@
-"""`selfevolve launch slurm`: one batch job, a task for each GPU, as jax.distributed expects under SLURM."""
+"""`selfevolve launch slurm`: one batch job, a task for each GPU, as jax.distributed expects there."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Slurm:
     """Submits a command as a SLURM job that requeues itself.
 
     name: of the job, and of its log NAME-JOBID.log in this folder. time: the limit of one life of the
-    job, in sbatch's way; a job that reaches it saves and queues again. gpus_per_node: 0 for a job on CPUs.
-    grace_seconds: how long before the limit it is told to save. Other options of sbatch are its
-    environment's: SBATCH_QOS, SBATCH_CONSTRAINT, SBATCH_RESERVATION and so on. print: show the command,
-    and touch nothing.
+    job, in sbatch's way; a job that reaches it saves and queues again. gpus_per_node: 0 for a job on
+    CPUs. grace_seconds: how long before the limit it is told to save. Other options of sbatch are its
+    environment's: SBATCH_QOS, SBATCH_CONSTRAINT, SBATCH_RESERVATION and so on. print: show the
+    command, and touch nothing.
     """
 
     name: Annotated[str, tyro.conf.Positional]

@@ -1,7 +1,7 @@
 """TPU slices: from `v5e:8x8` to chips, hosts and the names that gcloud, GKE and SkyPilot know them by.
 
-Source: cloud.google.com/tpu/docs (a page for each generation) and "Plan TPUs in GKE". A slice of up to eight
-chips in two dimensions is one host; every larger one has hosts of four chips.
+Source: cloud.google.com/tpu/docs (a page for each generation) and "Plan TPUs in GKE". A slice of up to
+eight chips in two dimensions is one host; every other one has hosts of four chips.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ SMALL_CUBES = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
 
 @dataclass(frozen=True)
 class Generation:
-    """accelerator: gcloud's prefix of the slice's size; None where only GKE has it. unit: what that size
-    counts a chip as, one or two TensorCores. gke: the node label. dims: of the torus. runtime: the image
-    of a TPU VM."""
+    """accelerator: gcloud's prefix of the slice's size; None where only GKE has it. unit: what that
+    size counts a chip as, one or two TensorCores. gke: the node label. dims: of the torus. runtime: the
+    image of a TPU VM."""
 
     accelerator: str | None
     unit: int

@@ -1,8 +1,8 @@
 """`selfevolve launch tpu-vm`: TPU VMs by gcloud's queued resources, and one job on all their workers.
 
-`run` is the whole of it: it asks for the machines, copies the checkout, starts the job on every worker and
-watches, from this machine, until the job ends. A watcher that is itself stopped loses nothing: the job goes
-on, and the same command finds it again.
+`run` is the whole of it: it asks for the machines, copies the checkout, starts the job on every worker
+and watches, from this machine, until the job ends. A watcher that is itself stopped loses nothing: the
+job goes on, and the same command finds it again.
 
     state     what is done
     ready     the workers are asked how their jobs are: see `verdict`
@@ -43,8 +43,11 @@ STOPPED_BY_SIGNAL = 143  # endings.Interrupted: the state was saved
 UNHEARD = (
     10  # polls without a word from every worker of a slice said to be ready, before it is given up
 )
-COPY, WORKER = "selfevolve", "selfevolve/launch/cluster/worker.sh"
-GONE = ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING", "PREEMPTED", "TERMINATED", "STOPPED")
+COPY, ARCHIVE, WORKER = "selfevolve", "selfevolve.tar.gz", "selfevolve/launch/cluster/worker.sh"
+GOING = ("SUSPENDING", "DELETING", "STOPPING")  # cannot be deleted yet
+GONE = ("FAILED", "SUSPENDED", "PREEMPTED", "TERMINATED", "STOPPED", *GOING)
+
+Commands = dict[str, list[list[str]]]
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,17 @@ def launch(options: TPUVM, job: Job | None) -> None:
     if options.action == "run":
         assert job is not None
         supervise(options, slice_, job)
-    elif options.action == "sync":
-        sync(options)
+        return
+    does = commands(options, slice_, job.words if job else ())
+    if options.action == "sync":
+        with tempfile.TemporaryDirectory(prefix="selfevolve-") as folder:
+            pack(CHECKOUT, Path(folder) / ARCHIVE)
+            sync(does, Path(folder) / ARCHIVE)
     else:
-        words = job.words if job else ()
-        run(commands(options, slice_, words)[options.action][0])
+        run(does[options.action][0])
 
 
-def commands(options: TPUVM, chosen: Slice, words: Sequence[str]) -> dict[str, list[list[str]]]:
+def commands(options: TPUVM, chosen: Slice, words: Sequence[str]) -> Commands:
     """Every gcloud command, by what it is for. words: of the job."""
     tpus = ["gcloud", "compute", "tpus"]
     where = [f"--zone={options.zone}"]
@@ -127,14 +133,13 @@ def commands(options: TPUVM, chosen: Slice, words: Sequence[str]) -> dict[str, l
         ssh = [*tpus, "tpu-vm", "ssh", options.name, *where, f"--worker={workers}", "--quiet"]
         return [*ssh, f"--command={command}"]
 
-    archive = f"{COPY}.tar.gz"
-    unpack = f"rm -rf {COPY} && mkdir {COPY} && tar -xzf {archive} -C {COPY} && {WORKER} setup"
+    unpack = f"rm -rf {COPY} && mkdir {COPY} && tar -xzf {ARCHIVE} -C {COPY} && {WORKER} setup"
     described = ["describe", options.name, *where]
     return {
         "create": [create],
         "sync": [
             [
-                *(*tpus, "tpu-vm", "scp", archive, f"{options.name}:{archive}", *where),
+                *(*tpus, "tpu-vm", "scp", ARCHIVE, f"{options.name}:{ARCHIVE}", *where),
                 *("--worker=all", "--quiet"),
             ],
             on("all", unpack),
@@ -159,7 +164,7 @@ def plan(options: TPUVM, chosen: Slice, job: Job | None) -> str:
     def lines(*names: str) -> list[str]:
         return [shlex.join(command) for name in names for command in said[name]]
 
-    packed = [f"# {COPY}.tar.gz: the files that git tracks in {CHECKOUT}, or does not ignore"]
+    packed = [f"# {ARCHIVE}: the files that git tracks in {CHECKOUT}, or does not ignore"]
     if options.action == "sync":
         return "\n".join(packed + lines("sync"))
     if options.action != "run":
@@ -171,13 +176,12 @@ def plan(options: TPUVM, chosen: Slice, job: Job | None) -> str:
             "# until ACTIVE and READY:",
             *lines("state", "node"),
             *packed,
-            *lines("sync", "start"),
+            *lines("stop", "sync", "start"),
             f"# every {options.poll_seconds:g} s, until the job has ended on every worker:",
             *lines("state", "node", "status"),
             f"# preempted: delete, and all of the above again, at most {options.max_restarts} times",
             *lines("delete"),
-            "# stopped by a signal or a reboot, while the machines are there: stop, start",
-            *lines("stop", "start"),
+            "# stopped by a signal or a reboot, with the machines there: `worker.sh stop` and on again",
             "# when the job has ended, well or by a failure of its own:",
             *lines("last"),
             *(["# the machines are kept"] if options.keep else lines("delete")),
@@ -188,25 +192,17 @@ def plan(options: TPUVM, chosen: Slice, job: Job | None) -> str:
 def supervise(options: TPUVM, chosen: Slice, job: Job) -> None:
     """Until the job ends. ToolFailed when it fails of itself, or has been mended too often."""
     does = commands(options, chosen, job.words)
-    for life in range(options.max_restarts + 1):
-        fresh = acquire(options, does)
-        if fresh or set(asked(does) or ["none"]) == {"none"}:
-            sync(options)
-            run(does["start"][0])
-        elif verdict(asked(does) or [], chosen.hosts) == "stopped":
-            run(does["stop"][0])
-            run(does["start"][0])
-        end = watch(options, chosen, does)
-        if end in ("done", "failed"):
-            break
-        say(f"{options.name}: {end} in life {life + 1}; the job resumes")
-        if end == "preempted":
-            run(does["delete"][0])
-    else:
-        raise ToolFailed(
-            f"{options.name}: restarted {options.max_restarts} times, and stopped from outside again. "
-            "The machines are as they are. Fix: look at `tpu-vm logs`, or raise --max-restarts."
-        )
+    with tempfile.TemporaryDirectory(prefix="selfevolve-") as folder:
+        archive = Path(folder) / ARCHIVE
+        pack(CHECKOUT, archive)  # once: every life runs the code of the first
+        try:
+            end = live(options, chosen, does, archive)
+        except KeyboardInterrupt:
+            say(
+                f"{options.name}: no longer watched. The job goes on, and so does its bill; the same "
+                f"command watches it again, and this ends it:\n{shlex.join(does['delete'][0])}"
+            )
+            raise
     subprocess.run(does["last"][0])
     if not options.keep:
         run(does["delete"][0])
@@ -218,34 +214,72 @@ def supervise(options: TPUVM, chosen: Slice, job: Job) -> None:
     say(f"{options.name}: done; the run is in {job.folder}")
 
 
-def acquire(options: TPUVM, does: dict[str, list[list[str]]]) -> bool:
-    """Waits until the machines are ready; True where they were made for it. ToolFailed if the request
-    for them fails."""
-    made, told = False, ""
-    while True:
-        state = state_of(does)
-        if state == "ready":
-            return made
-        if state == "absent" or (state in GONE and not made):
-            if state != "absent":
-                run(does["delete"][0])
-            run(does["create"][0])
-            made = True
-        elif state == "FAILED":
-            raise ToolFailed(
-                f"{options.name}: gcloud's request failed. Fix: see why, with "
-                f"`{shlex.join(does['state'][0][:-1])}`; then delete it and launch again."
-            )
-        elif state in GONE:  # preempted before it was ready
-            made = False
+def live(options: TPUVM, chosen: Slice, does: Commands, archive: Path) -> str:
+    """One life of the job after another, until it is "done" or has "failed". ToolFailed where the job
+    cannot be started, or has been stopped from outside too often."""
+    unstarted = 0
+    for life in range(options.max_restarts + 1):
+        acquire(options, does)
+        if life == 0 and "running" in (asked(does) or []):
+            say(f"{options.name}: a job is running there already; from here on it is watched")
+        elif not start(does, archive):
+            unstarted += 1
+            if unstarted >= 3 and state_of(does) == "ready":
+                raise ToolFailed(
+                    f"{options.name}: the job could not be started, three times in a row; why, stands "
+                    "above. The machines are there, and are paid for until "
+                    f"`{shlex.join(does['delete'][0])}`."
+                )
+            continue
+        unstarted = 0
+        end = watch(options, chosen, does)
+        if end in ("done", "failed"):
+            return end
+        say(f"{options.name}: {end} in life {life + 1}; the job resumes")
+        if end == "unheard":
+            run(does["delete"][0])
+    raise ToolFailed(
+        f"{options.name}: restarted {options.max_restarts} times, and stopped from outside again. What "
+        "is left of the machines is as it is. Fix: see `tpu-vm logs`, or raise --max-restarts."
+    )
+
+
+def acquire(options: TPUVM, does: Commands) -> None:
+    """Asks for the machines where there are none, or none but preempted ones; waits until they are
+    ready. ToolFailed if gcloud refuses, at once or later."""
+    mine, told = False, ""
+    while (state := state_of(does)) != "ready":
         if state != told:
             say(f"{options.name}: {state.lower()}")
             told = state
+        if state == "FAILED" and mine:
+            raise ToolFailed(
+                f"{options.name}: the request for machines failed. Fix: see why with "
+                f"`{shlex.join(does['state'][0][:-1])}`, delete it and launch again."
+            )
+        if state in GONE and state not in GOING:
+            run(does["delete"][0])
+        if state == "absent" or (state in GONE and state not in GOING):
+            run(does["create"][0])
+            mine = True
         time.sleep(options.poll_seconds)
 
 
-def watch(options: TPUVM, chosen: Slice, does: dict[str, list[list[str]]]) -> str:
-    """Until something is to be done: "done", "failed", "stopped" or "preempted".
+def start(does: Commands, archive: Path) -> bool:
+    """The checkout and the job onto every worker; whether that went well. A preemption may come
+    between, which is for the caller to see."""
+    subprocess.run(does["stop"][0], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        sync(does, archive)
+        run(does["start"][0])
+    except ToolFailed as error:
+        say(str(error))
+        return False
+    return True
+
+
+def watch(options: TPUVM, chosen: Slice, does: Commands) -> str:
+    """Until something is to be done: "done", "failed", "stopped", "preempted" or "unheard".
 
     An end that is not good counts only when it is seen twice, with the machines ready in between: of a
     slice that is being preempted, some workers fail before it is seen to be gone.
@@ -258,17 +292,17 @@ def watch(options: TPUVM, chosen: Slice, does: dict[str, list[list[str]]]) -> st
         seen = "waiting"
         if state == "ready":
             answers = asked(does)
-            seen = verdict(answers, chosen.hosts) if answers else "unheard"
+            seen = "unheard" if answers is None else verdict(answers, chosen.hosts)
             unheard = unheard + 1 if seen == "unheard" else 0
             if seen == "done" or (seen in ("failed", "stopped") and seen == before):
                 return seen
             if unheard == UNHEARD:
-                return "preempted"
+                return "unheard"
         before = seen
         time.sleep(options.poll_seconds)
 
 
-def state_of(does: dict[str, list[list[str]]]) -> str:
+def state_of(does: Commands) -> str:
     """ "ready", "absent", or gcloud's own word for another state of the request or its node.
 
     A describe that fails for another reason than that there is nothing counts as waiting.
@@ -287,10 +321,14 @@ def state_of(does: dict[str, list[list[str]]]) -> str:
     return "ready"
 
 
-def asked(does: dict[str, list[list[str]]]) -> list[str]:
-    """How the workers' jobs are: "running", "none", "lost" or "exit CODE" each, of those that answer."""
-    answer = subprocess.run(does["status"][0], capture_output=True, text=True).stdout
-    return re.findall(r"^.*?\bjob (running|none|lost|exit \d+) on ", answer, flags=re.MULTILINE)
+def asked(does: Commands) -> list[str] | None:
+    """How the jobs are of those workers that answer: "running", "none", "lost" or "exit CODE" each.
+    None where gcloud hangs."""
+    try:
+        answer = subprocess.run(does["status"][0], capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:
+        return None
+    return re.findall(r"\bjob (running|none|lost|exit \d+) on ", answer.stdout)
 
 
 def verdict(answers: Sequence[str], hosts: int) -> str:
@@ -309,13 +347,10 @@ def verdict(answers: Sequence[str], hosts: int) -> str:
     return "running" if "running" in answers else "done"
 
 
-def sync(options: TPUVM) -> None:
-    """Copies the checkout to every worker, and installs it there."""
-    copy, unpack = commands(options, read_slice(options.topology), ())["sync"]
-    with tempfile.TemporaryDirectory(prefix="selfevolve-") as folder:
-        archive = Path(folder) / f"{COPY}.tar.gz"
-        pack(CHECKOUT, archive)
-        run([str(archive) if word == archive.name else word for word in copy])
+def sync(does: Commands, archive: Path) -> None:
+    """Copies the packed checkout to every worker, and installs it there."""
+    copy, unpack = does["sync"]
+    run([str(archive) if word == ARCHIVE else word for word in copy])
     run(unpack)
 
 
