@@ -13,7 +13,8 @@ from launch.cluster.tpu import read_slice
 from selfevolve_jax.errors import UserError
 from tests.launch.clusters import Cluster
 
-FOLDER = """gs://bucket/it's "$(mine)" \\ Größe"""  # quotes of both kinds, blanks, a command, a backslash
+# quotes of both kinds, blanks, a command, a backslash
+FOLDER = """gs://bucket/it's "$(mine)" \\ Größe"""
 JOB = ["--", "srt", "quickstart", "--run-dir", FOLDER, "--seed", "3"]
 WORDS = [*JOB[1:], "--resume"]
 TPU_VM = ["tpu-vm", "run", "mine", "--zone", "z", "--topology", "v5e:4x4"]

@@ -4,11 +4,11 @@ import json
 import tarfile
 
 import pytest
-from tests.launch.clusters import Cluster
 
 from launch.cli import main
 from launch.cluster import tpu_vm
 from launch.cluster.tpu_vm import verdict
+from tests.launch.clusters import Cluster
 
 RUN = [
     *("launch", "tpu-vm", "run", "mine", "--zone", "us-west4-a", "--topology", "v5e:4x4", "--spot"),
