@@ -71,6 +71,7 @@ def manifest(options: GKE, job: Job) -> str:
         nodes=json.dumps(nodes),
         hosts=str(chosen.hosts),
         chips=str(chosen.chips_per_host),
+        final="[1, 2]" if chosen.hosts == 1 else "[2]",
         max_restarts=str(options.max_restarts),
         command=_escaped(["selfevolve", *job.words]),
     )

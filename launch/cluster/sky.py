@@ -1,4 +1,4 @@
-"""`selfevolve launch sky`: a managed job of SkyPilot, on GPUs of one machine or on a TPU slice."""
+"""`selfevolve launch sky`: a managed job of SkyPilot, on machines with GPUs or on a TPU slice."""
 
 from __future__ import annotations
 
@@ -24,19 +24,27 @@ from launch.cluster.job import (
 from launch.cluster.tpu import read_slice
 from selfevolve_jax.errors import UserError
 
+# JAX has no way of its own to find its peers under SkyPilot, which tells each machine of the others.
+RENDEZVOUS = """\
+export JAX_COORDINATOR_ADDRESS="${SKYPILOT_NODE_IPS%%[[:space:]]*}:8482"
+export JAX_NUM_PROCESSES="$SKYPILOT_NUM_NODES" JAX_PROCESS_ID="$SKYPILOT_NODE_RANK"
+"""
+
 
 @dataclass(frozen=True)
 class Sky:
     """Runs a command as a SkyPilot managed job.
 
-    name: of the job. topology: a TPU slice, as v6e:4x4; or gpus: those of one machine, as H100:8.
-    infra: where, as gcp/us-east5 or k8s; anywhere by default. spot: on preemptible machines. cuda: the
-    extra that the machine's driver takes. print: show the job's YAML, and touch nothing.
+    name: of the job. topology: a TPU slice, as v6e:4x4; or gpus: those of each machine, as H100:8, and
+    nodes: how many machines. infra: where, as gcp/us-east5 or k8s; anywhere by default. spot: on
+    preemptible machines. cuda: the extra that the machines' driver takes. print: show the job's YAML,
+    and touch nothing.
     """
 
     name: Annotated[str, tyro.conf.Positional]
     topology: str | None = None
     gpus: str | None = None
+    nodes: int = 1
     infra: str | None = None
     spot: bool = False
     cuda: Literal["cuda12", "cuda13"] = "cuda12"
@@ -48,6 +56,12 @@ class Sky:
             raise UserError(
                 f"topology={self.topology} and gpus={self.gpus}: name one of them, "
                 "--topology v6e:4x4 or --gpus H100:8."
+            )
+        if self.nodes < 1:
+            raise UserError(f"nodes={self.nodes} must be at least 1.")
+        if self.topology is not None and self.nodes > 1:
+            raise UserError(
+                f"nodes={self.nodes}: a TPU slice counts as one, whatever its hosts. Leave it out."
             )
 
 
@@ -81,13 +95,18 @@ def task(options: Sky, job: Job) -> str:
     return fill(
         "sky.yaml",
         name=options.name,
+        nodes=str(options.nodes),
         workdir=_quoted(str(CHECKOUT)),
         accelerators=_quoted(accelerators),
         accelerator_args=_quoted(arguments),
         infra=_quoted(options.infra),
         spot=_quoted(options.spot),
         extra="tpu" if options.topology else options.cuda,
-        run=_quoted("exec .venv/bin/selfevolve " + shlex.join(job.words)),
+        run=_quoted(
+            (RENDEZVOUS if options.nodes > 1 else "")
+            + "exec .venv/bin/selfevolve "
+            + shlex.join(job.words)
+        ),
     )
 
 

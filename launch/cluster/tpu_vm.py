@@ -39,7 +39,8 @@ from launch.cluster.job import (
 from launch.cluster.tpu import Slice, read_slice
 from selfevolve_jax.errors import UserError
 
-STOPPED_BY_SIGNAL = 143  # endings.Interrupted: the state was saved
+# What the trainer exits with when it was told to stop, and when another host of its run is gone.
+FROM_OUTSIDE = {143, 75}
 UNHEARD = (
     10  # polls without a word from every worker of a slice said to be ready, before it is given up
 )
@@ -217,6 +218,10 @@ def supervise(options: TPUVM, chosen: Slice, job: Job) -> None:
 def live(options: TPUVM, chosen: Slice, does: Commands, archive: Path) -> str:
     """One life of the job after another, until it is "done" or has "failed". ToolFailed where the job
     cannot be started, or has been stopped from outside too often."""
+    if state_of(does) == "unknown":
+        raise ToolFailed(
+            f"{options.name}: gcloud cannot say what is there; why, stands above. Nothing was changed."
+        )
     unstarted = 0
     for life in range(options.max_restarts + 1):
         acquire(options, does)
@@ -334,13 +339,13 @@ def asked(does: Commands) -> list[str] | None:
 def verdict(answers: Sequence[str], hosts: int) -> str:
     """What the workers' answers mean together: "running", "done", "failed", "stopped" or "unheard".
 
-    A signal (143) or a machine that started anew ("lost") is an end from outside, whatever the other
-    workers, which lost a peer, then died of. Any other code is the job's own.
+    A signal, a lost peer or a machine that started anew ("lost") is an end from outside, whatever the
+    other workers then died of. Any other code is the job's own.
     """
     if len(answers) < hosts:
         return "unheard"
     codes = {int(a.removeprefix("exit ")) for a in answers if a.startswith("exit ")}
-    if "lost" in answers or "none" in answers or STOPPED_BY_SIGNAL in codes:
+    if "lost" in answers or "none" in answers or codes & FROM_OUTSIDE:
         return "stopped"
     if codes - {0}:
         return "failed"

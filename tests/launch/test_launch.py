@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,8 @@ def test_one_host_of_eight_chips_is_one_pod(cluster, capfd):
     job = yaml.safe_load(shown(capfd, *words))["spec"]["replicatedJobs"][0]["template"]["spec"]
     (pod,) = job["template"]["spec"]["containers"]
     assert job["parallelism"] == 1 and pod["resources"]["limits"] == {"google.com/tpu": 8}
+    # no peer can be behind its failure
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [1, 2]
 
 
 def test_slurm_submits_a_task_for_each_gpu(cluster, capfd, monkeypatch, tmp_path):
@@ -249,6 +252,27 @@ def test_skypilot_is_given_a_managed_job(cluster, capfd, words, accelerators, ar
     command = shlex.split(text.splitlines()[-1].removeprefix("# "))
     assert ["sky", *given[:-1]] == command[:-1]
     assert yaml.safe_load(files[given[-1]]) == task and not Path(given[-1]).exists()
+
+
+def test_machines_of_skypilot_are_told_of_each_other(tmp_path, capfd):
+    """By the variables that JAX's launchers use, from those that SkyPilot gives each machine."""
+    task = yaml.safe_load(shown(capfd, "sky", "mine", "--gpus", "H100:8", "--nodes", "2"))
+    assert task["num_nodes"] == 2
+    program = tmp_path / ".venv/bin/selfevolve"
+    program.parent.mkdir(parents=True)
+    names = "$JAX_COORDINATOR_ADDRESS $JAX_NUM_PROCESSES $JAX_PROCESS_ID"
+    program.write_text(f'#!/bin/sh\necho {names}; printf "%s\\n" "$@"\n')
+    program.chmod(0o755)
+    env = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2"}
+    out = subprocess.run(
+        ["bash", "-c", task["run"]],
+        env={**env, "SKYPILOT_NODE_RANK": "1"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert out.splitlines() == ["10.0.0.1:8482 2 1", *WORDS]
 
 
 @pytest.mark.parametrize("where", [TPU_VM, GKE, SLURM, SKY], ids=lambda w: w[0])
@@ -314,6 +338,8 @@ def test_a_tool_that_fails_is_told_with_its_command(cluster, capfd):
         ("sky mine JOB", "name one of them"),
         ("sky mine --gpus H100:8 --topology v5e:8x8 JOB", "name one of them"),
         ("sky mine --gpus H100:8 --cuda cuda11 JOB", "cuda11"),
+        ("sky mine --gpus H100:8 --nodes 0 JOB", "nodes=0 must be at least 1"),
+        ("sky mine --topology v5e:8x8 --nodes 2 JOB", "a TPU slice counts as one"),
     ],
 )
 def test_a_mistake_is_one_message_and_asks_no_cluster(cluster, capfd, given, words):

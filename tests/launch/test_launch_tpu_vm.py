@@ -112,6 +112,39 @@ def test_a_start_that_fails_once_is_tried_again(cluster):
     assert cluster.deeds() == [*BEGIN, *BEGIN[1:], "last", "delete"]
 
 
+def test_a_gcloud_that_cannot_log_in_ends_it_at_once(cluster, capfd):
+    cluster.program("gcloud", "print('ERROR: no active account', file=sys.stderr); sys.exit(1)")
+    said = fails(capfd)
+    assert "cannot say what is there" in said and cluster.deeds() == []
+
+
+def test_a_gcloud_that_fails_now_and_then_is_asked_again(cluster, capfd):
+    """At every third question about the machines."""
+    cluster.cloud([GOES, GOES, GOES, ["exit 0"] * 4])
+    program = cluster.folder / "gcloud"
+    trouble = (
+        "n = len((here / 'calls').read_text().splitlines())\n"
+        "if 'describe' in given and n % 3 == 0: print('ERROR: 503', file=sys.stderr); sys.exit(1)\n"
+    )
+    program.write_text(program.read_text().replace("\ncloud = ", f"\n{trouble}\ncloud = ", 1))
+    main(RUN + JOB)
+    assert cluster.deeds() == [*BEGIN, "last", "delete"] and "ERROR: 503" in capfd.readouterr().out
+
+
+def test_a_watcher_that_is_stopped_leaves_the_job_and_says_so(cluster, capfd, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    cluster.cloud([GOES])
+    monkeypatch.setattr(tpu_vm, "watch", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(RUN + JOB)
+    assert caught.value.code == 130 and cluster.deeds() == BEGIN
+    out = capfd.readouterr().out
+    assert "The job goes on, and so does its bill" in out
+    assert "queued-resources delete mine --zone=us-west4-a --force --quiet" in out
+
+
 def test_a_watcher_that_comes_back_finds_its_job(cluster, capfd):
     cluster.cloud([GOES, GOES, ["exit 0"] * 4])
     story = json.loads((cluster.folder / "cloud.json").read_text())
@@ -135,6 +168,7 @@ def test_a_watcher_that_comes_back_finds_its_job(cluster, capfd):
         (["exit 137", "exit 0"], 2, "failed"),
         (["exit 143", "exit 143"], 2, "stopped"),
         (["exit 1", "exit 143"], 2, "stopped"),
+        (["exit 75", "exit 137"], 2, "stopped"),
         (["lost", "running"], 2, "stopped"),
         (["none", "running"], 2, "stopped"),
     ],
