@@ -160,7 +160,11 @@ def test_the_jobset_is_filled_and_applied(cluster, capfd):
     assert (job["parallelism"], job["completions"], job["backoffLimit"]) == (16, 16, 0)
     # a command line that is refused (2) ends the JobSet; nothing else does at once
     assert filled["spec"]["failurePolicy"]["rules"] == [
-        {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+        {
+            "name": "refused",  # the JobSet schema asks for one
+            "action": "FailJobSet",
+            "onJobFailureReasons": ["PodFailurePolicy"],
+        }
     ]
     (rule,) = job["podFailurePolicy"]["rules"]
     (pod,) = job["template"]["spec"]["containers"]
