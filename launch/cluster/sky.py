@@ -86,21 +86,25 @@ def launch(options: Sky, job: Job) -> None:
 
 def task(options: Sky, job: Job) -> str:
     """The job as YAML. Strings are JSON's, which are YAML's too."""
+    resources: dict[str, object] = {
+        "use_spot": options.spot,
+        # told to stop, and a peer that is gone: no failures of its own
+        "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [143, 75]},
+    }
+    if options.infra is not None:
+        resources["infra"] = options.infra
     if options.topology is not None:
         chosen = read_slice(options.topology)
-        accelerators = f"tpu-{chosen.accelerator_type}"
-        arguments = {"runtime_version": chosen.generation.runtime}
+        resources["accelerators"] = f"tpu-{chosen.accelerator_type}"
+        resources["accelerator_args"] = {"runtime_version": chosen.generation.runtime}
     else:
-        accelerators, arguments = str(options.gpus), None
+        resources["accelerators"] = options.gpus
     return fill(
         "sky.yaml",
         name=options.name,
         nodes=str(options.nodes),
         workdir=_quoted(str(CHECKOUT)),
-        accelerators=_quoted(accelerators),
-        accelerator_args=_quoted(arguments),
-        infra=_quoted(options.infra),
-        spot=_quoted(options.spot),
+        resources=_quoted(resources),
         extra="tpu" if options.topology else options.cuda,
         run=_quoted(
             (RENDEZVOUS if options.nodes > 1 else "")

@@ -242,12 +242,12 @@ def test_skypilot_is_given_a_managed_job(cluster, capfd, words, accelerators, ar
     assert task["name"] == "mine" and task["workdir"] == str(CHECKOUT) and task["num_nodes"] == 1
     assert task["resources"] == {
         "accelerators": accelerators,
-        "accelerator_args": arguments,
+        **({"accelerator_args": arguments} if arguments else {}),  # its schema takes no null
         "infra": "gcp/us-east5",
         "use_spot": True,
-        "job_recovery": {"max_restarts_on_errors": 0},
+        "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [143, 75]},
     }
-    assert f"--extra {extra}" in task["setup"] and '"$HOME/.local/bin/uv"' in task["setup"]
+    assert f"--extra {extra}" in task["setup"] and '"$HOME/.local/bin:$PATH"' in task["setup"]
     assert shlex.split(task["run"]) == ["exec", ".venv/bin/selfevolve", *WORDS]
 
     cluster.program("sky")
