@@ -87,12 +87,8 @@ class TPUVM:
 
 def launch(options: TPUVM, job: Job | None) -> None:
     """job: for run and start, which need one."""
-    if (job is None) == (options.action in ("run", "start")):
-        raise UserError(
-            f"tpu-vm {options.action} needs the command to run, after --: -- srt RECIPE --run-dir gs://…"
-            if job is None
-            else f"tpu-vm {options.action} takes no command after --."
-        )
+    if job is not None and options.action not in ("run", "start"):
+        raise UserError(f"tpu-vm {options.action} takes no command after --.")
     if job is not None:
         needs_remote(job, "TPU VMs")
     slice_ = read_slice(options.topology)
