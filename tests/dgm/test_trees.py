@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from selfevolve_jax.dgm import trees
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.report import tree_diff
 
 NAMES = st.text("ab .-_éж'#{}~$", min_size=1, max_size=6).filter(lambda s: s.strip(". ") == s)
 PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
@@ -79,6 +80,6 @@ def test_nothing_of_the_machine_or_the_tree_runs(repository, tmp_path, monkeypat
     monkeypatch.setenv("GIT_EXTERNAL_DIFF", f"touch {witness}")
     first = trees.put(repository, 20, {"a": b"1\n"}, None)
     second = trees.put(repository, 21, {"a": b"2\n"}, first)
-    assert "+2" in trees.diff(repository, first, second)[0]
+    assert "+2" in tree_diff.diff(repository, first, second, 9999).text
     assert trees.get(repository, second) == {"a": b"2\n"}
     assert not witness.exists()
