@@ -8,6 +8,7 @@ or the machine's own service account. With STORAGE_EMULATOR_HOST both talk to an
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 import tempfile
@@ -45,6 +46,8 @@ def check(path: str | os.PathLike[str]) -> None:
     if scheme != "gs" or not bucket:
         raise UserError(f"{text}: paths are local or gs://BUCKET/FOLDER. Fix: name one of these.")
     _check_bucket(bucket)
+    # It tells each error with a traceback, besides raising it.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
 
 
 @functools.cache  # once a process; a refusal is an exception, and is not kept
@@ -57,6 +60,7 @@ def _check_bucket(bucket: str) -> None:
     host = host if "://" in host else f"http://{host}"
     if "STORAGE_EMULATOR_HOST" in os.environ:  # or the arrays would go to the real one
         os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", host)
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # emulators have no gRPC
 
     def listed(session: requests.Session) -> requests.Response:
         url = f"{host}/storage/v1/b/{bucket}/o?maxResults=1&fields=kind"

@@ -348,7 +348,8 @@ def disk_errors(path: epath.Path) -> Iterator[None]:
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
         if number in DISK_REASONS or (is_remote(path) and remote.is_refusal(error)):
-            reason = os.strerror(number) if number else str(error) or type(error).__name__
+            said = " ".join(str(error).split()) or type(error).__name__
+            reason = os.strerror(number) if number else said
             raise DiskError(
                 f"cannot write {path}: {reason}. What was there before is intact. "
                 "Fix: free space or permissions there, then --resume; or use another --run-dir."
