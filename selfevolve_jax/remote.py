@@ -1,8 +1,9 @@
 """Buckets (gs://BUCKET/…): what they need that a disk does not.
 
-Files go through etils.epath to gcsfs, the arrays of a checkpoint through TensorStore. Both find Google's
-application default credentials: $GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`,
-or the machine's own service account. With STORAGE_EMULATOR_HOST both talk to an emulator.
+Files go through etils.epath to gcsfs, the arrays of a checkpoint through TensorStore. Both find
+Google's application default credentials: $GOOGLE_APPLICATION_CREDENTIALS, those of `gcloud auth
+application-default login`, or the machine's own service account. With STORAGE_EMULATOR_HOST both talk
+to an emulator.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def _check_bucket(bucket: str) -> None:
     host = host if "://" in host else f"http://{host}"
     if "STORAGE_EMULATOR_HOST" in os.environ:  # or the arrays would go to the real one
         os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", host)
-        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # emulators have no gRPC
+        os.environ.setdefault(
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
+        )  # emulators have no gRPC
 
     def listed(session: requests.Session) -> requests.Response:
         url = f"{host}/storage/v1/b/{bucket}/o?maxResults=1&fields=kind"

