@@ -263,14 +263,12 @@ def test_the_commands_on_a_run_that_was_killed_and_resumed(front, folder, tmp_pa
     assert undisturbed.returncode == 0, said
     arm = folder / "arms" / "srt"
     with start(folder) as killed:
-        while not (arm / "checkpoints" / "4" / "_CHECKPOINT_METADATA").exists():
+        # the first of that step's files, and not the one that says that it is whole
+        while not (arm / "checkpoints" / "4").exists():
             assert killed.poll() is None, killed.communicate()[1]
             time.sleep(0.1)
         killed.kill()
     assert not (folder / run_dir.SUMMARY).exists()
-    with start(folder) as refused:
-        _, said = refused.communicate(timeout=600)
-    assert refused.returncode == 2 and "already exists" in said and "Traceback" not in said
     with start(folder, "--resume") as resumed:
         _, said = resumed.communicate(timeout=600)
     assert resumed.returncode == 0, said
