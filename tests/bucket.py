@@ -53,7 +53,8 @@ class Handler(BaseHTTPRequestHandler):
             head = {"Content-Type": "application/json"}
             return self.answer(403, head, json.dumps(denied).encode())
         connection = http.client.HTTPConnection("127.0.0.1", server.backend, timeout=30)
-        kept = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "expect")}
+        # Host too, or the server would tell clients to send the rest of an upload past this front
+        kept = {k: v for k, v in self.headers.items() if k.lower() != "expect"}
         connection.request(self.command, self.path, body, kept)
         got = connection.getresponse()
         data = got.read()
