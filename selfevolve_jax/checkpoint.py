@@ -34,6 +34,11 @@ from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.images import ImageConfig
 from selfevolve_jax.state import TrainState
 
+# What Orbax's and TensorStore's errors say of a bucket that could not be written to.
+_BUCKET_REFUSALS = (
+    *("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+    *("UNAVAILABLE", "DEADLINE_EXCEEDED"),
+)
 LATEST, BEST, SOUND, POLICY = "checkpoints", "best", "sound", "policy"
 
 
@@ -274,7 +279,8 @@ def disk_errors(folder: epath.PathLike) -> Iterator[None]:
         said = f"{type(error).__name__}: {error}"
         reasons = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG]
         reason = next((os.strerror(r) for r in reasons if os.strerror(r) in said), None)
-        if reason is None and "RESOURCE_EXHAUSTED" not in said:
+        refused = remote.is_remote(folder) and any(word in said for word in _BUCKET_REFUSALS)
+        if reason is None and not refused and "RESOURCE_EXHAUSTED" not in said:
             raise
         raise DiskError(
             f"saving a checkpoint to {folder} failed: {reason or _first_line(error)}. Older "

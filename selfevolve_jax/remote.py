@@ -61,9 +61,8 @@ def _check_bucket(bucket: str) -> None:
     host = host if "://" in host else f"http://{host}"
     if "STORAGE_EMULATOR_HOST" in os.environ:  # or the arrays would go to the real one
         os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", host)
-        os.environ.setdefault(
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false"
-        )  # emulators have no gRPC
+        # gcsfs would ask for the bucket's kind by gRPC, which emulators do not speak
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
     def listed(session: requests.Session) -> requests.Response:
         url = f"{host}/storage/v1/b/{bucket}/o?maxResults=1&fields=kind"
@@ -159,8 +158,9 @@ class Appended:
         end = self._path.with_name(f".{self._path.name}.end")
         end.write_bytes(bytes(self._data[self._up :]))
         bucket, _, key = os.fspath(self._path).removeprefix("gs://").partition("/")
+        parts = [key, os.fspath(end).removeprefix(f"gs://{bucket}/")]
         request = {
-            "sourceObjects": [{"name": key}, {"name": f"{os.path.dirname(key)}/{end.name}"}],
+            "sourceObjects": [{"name": name} for name in parts],
             "destination": {"contentType": "application/octet-stream"},
         }
         answer = _gcsfs().call(

@@ -17,6 +17,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -25,7 +26,8 @@ NAME = "bucket"
 
 class Front(ThreadingHTTPServer):
     """What clients talk to. uploaded: bytes of request bodies so far; lose: for a word in a path, how
-    many answers to such a request are lost; read_only: whether all but GET is refused."""
+    many answers to such a request are lost; read_only: whether all but GET is refused, or a word in the
+    paths where it is."""
 
     daemon_threads = True
 
@@ -48,7 +50,8 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         server.uploaded += len(body)
-        if server.read_only and self.command != "GET":
+        refused = server.read_only is True or (server.read_only or "\0") in unquote(self.path)
+        if refused and self.command != "GET":
             denied = {"error": {"code": 403, "message": "no storage.objects.create access"}}
             head = {"Content-Type": "application/json"}
             return self.answer(403, head, json.dumps(denied).encode())

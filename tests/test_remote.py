@@ -1,6 +1,7 @@
 """Buckets: what is there and what is not, logs that grow, policies, and refusals. Against a local
 emulator, through gcsfs and TensorStore."""
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -155,6 +156,23 @@ def test_a_bucket_that_refuses_writes(front, folder):
         log.log(1, {"loss": 1.0})
         log.flush()
     assert [x["step"] for x in metrics.read_metrics(folder / run_dir.METRICS)] == [0]
+
+
+@pytest.mark.parametrize("when", ["before the first byte", "when only the arrays are left"])
+def test_a_checkpoint_that_the_bucket_refuses(front, folder, when):
+    with checkpoint.disk_errors(folder):
+        saved = checkpoint.open_checkpoints(folder, 2)
+        saved.save_checkpointables(1, {"params": {"w": np.ones(4)}})
+    front.read_only = "/ocdbt.process_0/" if "arrays" in when else True
+    with pytest.raises(DiskError, match=r"saving a checkpoint to gs://.* failed"):  # noqa: SIM117
+        with checkpoint.disk_errors(folder):
+            saved.save_checkpointables(2, {"params": {"w": np.ones(4)}})
+    front.read_only = False
+    with contextlib.suppress(Exception):
+        saved.close()
+    again = checkpoint.open_checkpoints(folder, 2)
+    assert [each.step for each in again.checkpoints] == [1]
+    checkpoint.close(again)
 
 
 @pytest.mark.parametrize(
