@@ -21,6 +21,7 @@ from selfevolve_jax import checkpoint, made_base, metrics, remote, run_dir, stat
 from selfevolve_jax.dgm.benchmarks import open as benchmarks
 from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.tasks import arithmetic
+from selfevolve_jax.ui_genie import trajectory
 from tests import bucket
 from tests.test_resume import ROOT, TINY, assert_same_run
 
@@ -143,6 +144,12 @@ def test_a_run_in_use_is_refused_and_a_new_one_made(front, folder):
     with pytest.raises(UserError, match="a: 1 -> 2"):
         run_dir.create(folder, {"a": 2}, True)
     run_dir.create(folder, {"a": 1}, True)
+
+
+def test_screenshots_are_kept_where_no_folder_can_be_made(front, folder):
+    name = trajectory.keep(b"png")
+    assert trajectory.write_screenshots(folder, {name: b"png"}) == {name}
+    assert trajectory.write_screenshots(folder, {}) == {name}
 
 
 def test_a_bucket_that_refuses_writes(front, folder):
