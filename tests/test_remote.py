@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import google.auth.exceptions
 import numpy as np
@@ -24,6 +25,8 @@ from selfevolve_jax.tasks import arithmetic
 from selfevolve_jax.ui_genie import trajectory
 from tests import bucket
 from tests.test_resume import ROOT, TINY, assert_same_run
+from tests.ui_genie import pages
+from tests.ui_genie.test_rounds import RECIPE, ran
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +316,13 @@ def test_the_commands_on_a_run_that_was_killed_and_resumed(front, folder, tmp_pa
     with pytest.raises(SystemExit) as stopped:
         main(["generate", str(folder), "--prompt", "1="])
     assert stopped.value.code == 2 and "Its arms are" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_ui_genie_and_its_resume(front, folder, home):
+    """On pages that stand for a browser's."""
+    recipe = replace(RECIPE, arms=("co_evolution",), rounds=1)
+    summary = ran(folder, pages.Pages(), recipe)
+    assert run_dir.read_summary(folder) == run_dir.jsonable(summary)
+    assert (folder / run_dir.REPORT).exists()
+    assert ran(folder, pages.Pages(), recipe, resume=True)["arms"] == summary["arms"]
