@@ -33,7 +33,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from selfevolve_jax import remote
 from selfevolve_jax.errors import DiskError, UserError
+from selfevolve_jax.remote import is_remote
 
 CONFIG, METRICS, SUMMARY, REPORT = "config.json", "metrics.jsonl", "summary.json", "report.html"
 PACKAGES = (
@@ -54,6 +56,7 @@ def check(
     may_change: frozenset[str] = frozenset(),
 ) -> None:
     """Raises what `create` would refuse, and writes nothing: for a look before costly work."""
+    remote.check(path)
     run = epath.Path(path)
     if run.exists() and not run.is_dir():
         raise UserError(f"run directory {run} is a file. Fix: pass another --run-dir.")
@@ -123,6 +126,7 @@ def is_new(path: str | os.PathLike[str]) -> bool:
 def read_config(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json as {"config", "versions", "git_revision", "git_dirty"}. UserError if it is not
     there or not readable as such."""
+    remote.check(run_dir)
     path = epath.Path(run_dir) / CONFIG
     record = _read_json(
         path,
@@ -347,12 +351,16 @@ def _is_temporary(name: str) -> bool:
 
 @contextlib.contextmanager
 def disk_errors(path: epath.Path) -> Iterator[None]:
-    """Turns the disk's refusals into DiskError; other OSErrors are bugs and pass."""
+    """Turns the disk's and the bucket's refusals into DiskError; other errors are bugs and pass."""
     try:
         yield
-    except OSError as error:
-        if error.errno in DISK_REASONS or is_remote(path):
-            reason = os.strerror(error.errno) if error.errno else str(error)
+    except UserError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in DISK_REASONS or (is_remote(path) and remote.is_refusal(error)):
+            said = " ".join(str(error).split()) or type(error).__name__
+            reason = os.strerror(number) if number else said
             raise DiskError(
                 f"cannot write {path}: {reason}. What was there before is intact. "
                 "Fix: free space or permissions there, then --resume; or use another --run-dir."
@@ -364,10 +372,6 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """`path` from the root of its file system: Orbax takes no other, and a run must not move when
     the process changes its working directory."""
     return epath.Path(path) if is_remote(path) else epath.Path(os.path.abspath(path))
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    return "://" in os.fspath(path)
 
 
 def write_bytes_atomic(path: epath.Path, data: bytes) -> None:

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.decoder import Params
-from selfevolve_jax import run_dir, sharding
+from selfevolve_jax import remote, run_dir, sharding
 from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.evaluate import sampler
 from selfevolve_jax.judges.answers import extract
@@ -149,6 +149,7 @@ def check_folder(folder: epath.PathLike, purpose: str) -> None:
     """UserError if `folder` holds something else than a job of this purpose (`Purpose`, or another
     job's that is kept in the same way): for a look before weights are loaded. It may be missing or
     empty."""
+    remote.check(folder)
     path = run_dir.absolute(folder)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file. Give a folder.")
