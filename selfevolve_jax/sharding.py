@@ -95,6 +95,17 @@ def named(mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], name
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 
+def check_attention(kind: str, mesh: Mesh) -> None:
+    """UserError for a kind of attention (`ModelConfig.attention`) that the devices do not have."""
+    platform = mesh.devices.flat[0].platform
+    needed = {"flash": "tpu", "cudnn": "gpu"}.get(kind)
+    if needed and needed != platform:
+        raise UserError(
+            f"attention={kind} needs a {needed.upper()}, and the devices here are of kind {platform}. "
+            "Use auto, which chooses by device, or plain."
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 

@@ -7,8 +7,7 @@ from typing import Literal
 
 from jax.sharding import Mesh
 
-from selfevolve_jax import checkpoint
-from selfevolve_jax.errors import UserError
+from selfevolve_jax import checkpoint, sharding
 from selfevolve_jax.pretrained import source
 
 
@@ -33,13 +32,7 @@ class CheckpointConfig:
 def load_policy(config: CheckpointConfig, mesh: Mesh) -> checkpoint.Policy:
     """The policy, on `mesh`, with what the config says of it. UserError, before weights are read, for
     a kind of attention that the mesh's devices do not have."""
-    platform = mesh.devices.flat[0].platform
-    needed = {"flash": "tpu", "cudnn": "gpu"}.get(config.attention)
-    if needed and needed != platform:
-        raise UserError(
-            f"policy.attention={config.attention} needs a {needed.upper()}, and the devices here are "
-            f"of kind {platform}. Use auto, which chooses by device, or plain."
-        )
+    sharding.check_attention(config.attention, mesh)
     policy = source.load_policy(
         config.path, mesh, dtype=config.dtype, param_dtype=config.param_dtype
     )
