@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -84,13 +85,15 @@ def get(
     """The base called `name`, its content hash, from the cache or made now (and then cached, whole or
     not at all). batches(): `steps` batches of `sft.supervised_batch`. learns: what it is made from, for
     the terminal. start: what becomes of the random weights before the first step."""
+    sharding.check_attention(model.attention, mesh)
     folder = cache_folder() / "bases" / name
     if not folder.exists():
         say(f"base policy: supervised learning, {learns}")
         make(folder, model, optimizer, steps, batches, task, seed, mesh, say, start)
     else:
         say(f"base policy: from the cache, {folder}")
-    return checkpoint.load_policy(folder, mesh)
+    policy = checkpoint.load_policy(folder, mesh)
+    return replace(policy, model=replace(policy.model, attention=model.attention))
 
 
 def make(
