@@ -14,9 +14,13 @@ each second, then ends its own with the same exit code. A process that dies says
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import importlib.util
 import json
 import math
 import os
+import re
+import signal
 import socket
 import sys
 import threading
@@ -34,6 +38,7 @@ R = TypeVar("R")
 ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _LOOK_S = 1.0  # between two looks at the other processes
 _SAME_S = 3.0  # within which processes that make the same mistake have all said so
+_AGAIN = "The newest checkpoint is whole; start all again with --resume."
 _UNWIND_S = 30.0  # that a failing process may take to close its files
 
 
@@ -106,6 +111,7 @@ class _Run:
 
 
 _run: _Run | None = None
+_handlers: list[Any] = []
 
 
 def connect(config: HostsConfig, tell: Callable[[str], None]) -> None:
@@ -125,6 +131,8 @@ def connect(config: HostsConfig, tell: Callable[[str], None]) -> None:
     import jax
 
     rendezvous.meet(coordinator, processes, index, config.timeout_s, f"jax {jax.__version__}")
+    if index:
+        _explain_abort(coordinator, processes, index, tell)
     # Its handler takes SIGTERM away from Python; `endings.stop_signals` and `any_of` do this work.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
@@ -132,6 +140,7 @@ def connect(config: HostsConfig, tell: Callable[[str], None]) -> None:
         processes,
         index,
         local_device_ids=local_devices,
+        cluster_detection_method="deactivate",  # that is done
         initialization_timeout=math.ceil(config.timeout_s),
         # JAX ends a process that misses another with a stack trace: our own message comes first
         heartbeat_timeout_seconds=math.ceil(config.lost_after_s) + 60,
@@ -164,7 +173,13 @@ def find(
         HostsConfig(coordinator, *map(int, numbers))  # the same checks
         return coordinator, int(numbers[0]), int(numbers[1]), None
     if in_cluster(environment):
-        return _ask_jax(config.timeout_s)
+        return _ask_jax(config.timeout_s, environment)
+    given = [f"{name}={environment[name]}" for name in ENVIRONMENT if environment.get(name)]
+    if given:
+        raise UserError(
+            f"{' and '.join(given)} in the environment: {', '.join(ENVIRONMENT)} go together. Set all "
+            "three, or --hosts.processes 1 to run on this host alone."
+        )
     return None
 
 
@@ -178,6 +193,7 @@ def in_cluster(environment: Mapping[str, str]) -> bool:
     slurm = "SLURM_STEP_NODELIST" in environment and many("SLURM_NTASKS")
     mpi = "OMPI_MCA_orte_hnp_uri" in environment and many("OMPI_COMM_WORLD_SIZE")
     kubernetes = "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment
+    kubernetes = kubernetes and importlib.util.find_spec("kubernetes") is not None  # JAX asks it
     workers = ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES")
     gke = any("," in environment.get(name, "") for name in workers) or many("MEGASCALE_NUM_SLICES")
     return slurm or mpi or kubernetes or gke or _on_tpu_vm(environment)
@@ -185,17 +201,21 @@ def in_cluster(environment: Mapping[str, str]) -> bool:
 
 def _on_tpu_vm(environment: Mapping[str, str]) -> bool:
     """A Google machine with TPUs, which knows its pod from the metadata server alone."""
-    if "TPU_SKIP_MDS_QUERY" in environment or "tpu" not in environment.get("JAX_PLATFORMS", "tpu"):
+    if "tpu" not in (environment.get("JAX_PLATFORMS") or "tpu"):
+        return False
+    if "TPU_SKIP_MDS_QUERY" in environment:  # there is no such server
         return False
     return any(os.path.exists(path) for path in ("/dev/accel0", "/dev/vfio/0"))
 
 
-def _ask_jax(timeout_s: float) -> tuple[str, int, int, Sequence[int] | None] | None:
+def _ask_jax(
+    timeout_s: float, environment: Mapping[str, str]
+) -> tuple[str, int, int, Sequence[int] | None] | None:
     from jax._src.clusters import ClusterEnv  # what jax.distributed.initialize asks
 
     try:
         coordinator, processes, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
-            os.environ.get(ENVIRONMENT[0]), None, None, None, None, math.ceil(timeout_s)
+            environment.get(ENVIRONMENT[0]), None, None, None, None, math.ceil(timeout_s)
         )
     except Exception as error:
         raise UserError(
@@ -205,6 +225,10 @@ def _ask_jax(timeout_s: float) -> tuple[str, int, int, Sequence[int] | None] | N
         ) from error
     if coordinator is None or processes is None or index is None:
         return None
+    # Under SLURM JAX takes a process for each GPU as given. A node's only task has all of them.
+    alone = re.fullmatch(r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if alone or environment.get("JAX_LOCAL_DEVICE_IDS"):
+        devices = None
     return coordinator, processes, index, devices
 
 
@@ -335,6 +359,28 @@ def end(code: int) -> None:
             _end(run, code)
 
 
+def _explain_abort(
+    coordinator: str, processes: int, index: int, tell: Callable[[str], None]
+) -> None:
+    """When process 0 dies, JAX's client aborts this process at once, with a stack trace and code 134,
+    before Python hears of it. A C handler of SIGABRT adds what that means, and our exit code."""
+    host, port = rendezvous.split_address(coordinator)
+
+    def aborted(number: int) -> None:
+        try:
+            socket.create_connection((host, port), timeout=2.0).close()
+        except OSError:
+            tell(
+                f"process {index} of {processes}: process 0 of {processes} is lost: the coordinator "
+                f"{coordinator} is gone. {_AGAIN}"
+            )
+            os._exit(LostProcess.exit_code)
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+    _handlers.append(handler)  # C holds no reference
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), handler)
+
+
 def _announce(error: BaseException) -> None:
     run = _run
     if run is None or run.told is not None:
@@ -448,10 +494,7 @@ def _lost_words(run: _Run, missing: Sequence[int], why: str) -> str:
     names = " and ".join(
         f"{i} ({run.peers[i]['host']})" if i in run.peers else str(i) for i in missing
     )
-    return (
-        f"process {names} of {run.processes} is lost: {why}. The newest checkpoint is whole; start all "
-        "again with --resume."
-    )
+    return f"process {names} of {run.processes} is lost: {why}. {_AGAIN}"
 
 
 def _raise_lost(run: _Run, error: Exception, missing: Sequence[int], what: str) -> NoReturn:

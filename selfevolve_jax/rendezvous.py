@@ -66,11 +66,14 @@ def _receive_all(
             try:
                 peer, where = server.accept()
             except TimeoutError:
-                raise UserError(
+                words = (
                     f"{_listed(missing)} of {processes} did not come to the coordinator "
                     f"{coordinator} within {timeout_s:g} s. Start every process with the same "
                     "--hosts.coordinator and --hosts.processes, each with its own --hosts.index."
-                ) from None
+                )
+                for one in came.values():
+                    _say(one, {"no": words})
+                raise UserError(words) from None
             stack.callback(peer.close)
             said = _read(peer, 5.0)
             if said is None or not isinstance(said.get("index"), int):
