@@ -24,7 +24,11 @@ from selfevolve_jax.trainer_config import TrainerConfig
 
 # What --resume may change: neither alters what the run has done so far.
 MAY_CHANGE = frozenset(
-    ("arms", "trainer.eval_every", "trainer.save_every", "trainer.keep", "trainer.rollout")
+    (
+        "arms",
+        "mesh",
+        *(f"trainer.{name}" for name in ("eval_every", "save_every", "keep", "rollout")),
+    )
 )
 
 

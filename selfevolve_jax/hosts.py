@@ -1,14 +1,14 @@
-"""A run of many processes, one a host: they find each other, agree, wait for each other, and end together.
+"""A run of many processes, one a host: they find each other, agree, wait for each other, end together.
 
 Device arrays travel by JAX's collectives; here are the few words that the hosts exchange beside them,
 through the key-value store of `jax.distributed`. With one process every function is the plain thing:
 `first` calls, `gather` returns a list of one, `barrier` returns at once.
 
-Calls that exchange words (`first`, `gather`, `barrier`, `any_of`, `split`) are made by the main thread of
-every process in the same order; that order is their name.
+Calls that exchange words (`first`, `gather`, `barrier`, `any_of`, `split`) are made by the main thread
+of every process in the same order; that order is their name.
 
-A process that fails says so in the store before it ends, and a thread of every other process, which looks
-each second, then ends its own with the same exit code. A process that dies says nothing: it is missed.
+A process that fails says so in the store before it ends, and a thread of every other process, which
+looks each second, then ends its own with the same exit code. One that dies says nothing: it is missed.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ ENVIRONMENT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _LOOK_S = 1.0  # between two looks at the other processes
 _SAME_S = 3.0  # within which processes that make the same mistake have all said so
 _AGAIN = "The newest checkpoint is whole; start all again with --resume."
+_READ_S = 20.0  # that process 0 waits for the others to have read why it ends
 _UNWIND_S = 30.0  # that a failing process may take to close its files
 
 
@@ -53,8 +54,8 @@ class HostsConfig:
     """How the processes of one run find each other. Nothing need be said on one host, nor on TPU pods,
     SLURM, Open MPI and Kubernetes, where JAX finds out by itself.
 
-    coordinator: HOST:PORT of process 0, as the others see it. processes: how many there are; 1 is this
-    one alone, whatever the cluster says. index: this one's, from 0.
+    coordinator: HOST:PORT of process 0, as the others see it. processes: how many there are; 1, without
+    the other two, is this one alone, whatever the cluster says. index: this one's, from 0.
     timeout_s: how long one waits for another. lost_after_s: how long one may be silent before it counts
     as dead.
     """
@@ -106,6 +107,7 @@ class _Run:
     told: BaseException | None = None
     me: dict[str, Any] = field(default_factory=dict)
     peers: dict[int, dict[str, Any]] = field(default_factory=dict)
+    lost: set[int] = field(default_factory=set)
     looking: threading.Event = field(default_factory=threading.Event)
     ending: threading.Lock = field(default_factory=threading.Lock)
 
@@ -126,8 +128,8 @@ def connect(config: HostsConfig, tell: Callable[[str], None]) -> None:
     if place is None:
         return
     coordinator, processes, index, local_devices = place
-    if processes == 1:
-        return
+    if processes == 1 and config.coordinator is None:
+        return  # a cluster's job on one host
     import jax
 
     rendezvous.meet(coordinator, processes, index, config.timeout_s, f"jax {jax.__version__}")
@@ -159,7 +161,7 @@ def find(
 ) -> tuple[str, int, int, Sequence[int] | None] | None:
     """(coordinator, processes, index, local device ids) by the options, else by the environment, else
     by the cluster; None for a process that is alone."""
-    if config.processes == 1:
+    if config.processes == 1 and config.coordinator is None:
         return None
     if config.coordinator is not None:
         assert config.processes is not None and config.index is not None
@@ -168,7 +170,8 @@ def find(
         coordinator, *numbers = (environment[name] for name in ENVIRONMENT)
         if not all(number.isdecimal() for number in numbers):
             raise UserError(
-                f"{ENVIRONMENT[1]}={numbers[0]} and {ENVIRONMENT[2]}={numbers[1]} must be whole numbers."
+                f"{ENVIRONMENT[1]}={numbers[0]} and {ENVIRONMENT[2]}={numbers[1]} must be whole "
+                "numbers."
             )
         HostsConfig(coordinator, *map(int, numbers))  # the same checks
         return coordinator, int(numbers[0]), int(numbers[1]), None
@@ -447,10 +450,10 @@ def _end(run: _Run, code: int) -> NoReturn:
     with contextlib.suppress(Exception):
         _post(run)
         if run.index == 0:  # the store is ours: the others must first have read it
-            deadline = time.monotonic() + 4 * _LOOK_S + _SAME_S
+            deadline = time.monotonic() + _READ_S
             while time.monotonic() < deadline:
-                said = [json.loads(text) for _, text in _entries(run, "host/")]
-                if sum(bool(one.get("ended")) for one in said) == run.processes:
+                said = {int(k.rpartition("/")[2]): json.loads(v) for k, v in _entries(run, "host/")}
+                if all(one.get("ended") or i in run.lost for i, one in said.items()):
                     break
                 time.sleep(0.1)
             time.sleep(0.2)
@@ -491,6 +494,7 @@ def _jax_error() -> type[Exception]:
 
 
 def _lost_words(run: _Run, missing: Sequence[int], why: str) -> str:
+    run.lost.update(missing)
     names = " and ".join(
         f"{i} ({run.peers[i]['host']})" if i in run.peers else str(i) for i in missing
     )

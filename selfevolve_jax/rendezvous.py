@@ -1,8 +1,8 @@
 """How the processes of a run find each other, before JAX connects them.
 
 JAX ends the process, with a stack trace, when a peer does not come in time, and does not say which. So
-process 0 first listens on the coordinator's port itself: each process says its index there and waits for
-"go". Then the port is given to JAX.
+process 0 first listens on the coordinator's port itself: each process says its index there and waits
+for "go". Then the port is given to JAX.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def split_address(coordinator: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _receive_all(
-    coordinator: str, port: int, greeting: dict[str, Any], timeout_s: float
-) -> None:
+def _receive_all(coordinator: str, port: int, greeting: dict[str, Any], timeout_s: float) -> None:
     """Process 0: takes greetings until every index has come, then lets all go."""
     processes, deadline = greeting["processes"], time.monotonic() + timeout_s
     came: dict[int, socket.socket] = {}

@@ -18,9 +18,17 @@ from jax.sharding import Mesh
 
 from models import decoder
 from models.config import ModelConfig
-from selfevolve_jax import alarm, checkpoint, compiles, early_stop, evaluate, hosts, sharding
+from selfevolve_jax import (
+    alarm,
+    checkpoint,
+    compiles,
+    early_stop,
+    evaluate,
+    hosts,
+    sharding,
+    step_log,
+)
 from selfevolve_jax import run_dir as files
-from selfevolve_jax import step_log
 from selfevolve_jax.endings import Interrupted, stop_if_broken, stop_signals, words
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import add_images, build_batch

@@ -1,5 +1,5 @@
-"""How processes find each other, agree, and miss each other: threads for the meeting, two real processes
-of JAX for the rest. No device computes anything here; tests/test_hosts_run.py trains."""
+"""How processes find each other, agree, and miss each other: threads for the meeting, two real
+processes of JAX for the rest. No device computes anything here; tests/test_hosts_run.py trains."""
 
 import json
 import os
@@ -59,11 +59,11 @@ def test_where_the_place_of_a_process_comes_from(monkeypatch):
     assert hosts.find(HostsConfig(), three) == ("10.0.0.1:99", 4, 3, None)
     assert hosts.find(HostsConfig(processes=1), three | SLURM) is None
     assert hosts.find(HostsConfig(), {"JAX_PLATFORMS": "cpu"}) is None
-    with pytest.raises(UserError, match="JAX_PROCESS_ID=3 in the environment: .* go together"):
+    with pytest.raises(UserError, match=r"JAX_PROCESS_ID=3 in the environment: .* go together"):
         hosts.find(HostsConfig(), {"JAX_PROCESS_ID": "3", "JAX_PLATFORMS": "cpu"})
     with pytest.raises(UserError, match="JAX_NUM_PROCESSES=four"):
         hosts.find(HostsConfig(), three | {"JAX_NUM_PROCESSES": "four"})
-    with pytest.raises(UserError, match="hosts.index=4 must be from 0 to 3"):
+    with pytest.raises(UserError, match=r"hosts\.index=4 must be from 0 to 3"):
         hosts.find(HostsConfig(), three | {"JAX_PROCESS_ID": "4"})
 
 
@@ -232,11 +232,12 @@ with Counted("math") as equivalence:
 print(json.dumps(said), flush=True)
 if "miss" in sys.argv:
     if index == 1:
-        time.sleep(6)
+        time.sleep(60)
     else:
         object.__setattr__(config, "timeout_s", 2.0)
         try:
-            hosts.barrier("the harvest")
+            with hosts.telling():
+                hosts.barrier("the harvest")
         except hosts.LostProcess as error:
             print("LOST", error, error.exit_code, flush=True)
             hosts.end(error.exit_code)
