@@ -76,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"command {arguments[0]!r} is unknown; choose one of {', '.join(commands)}."
             )
         else:
-            commands[arguments[0]](arguments[1:])
+            with hosts.telling():
+                commands[arguments[0]](arguments[1:])
+                hosts.leave()
         sys.stdout.flush()  # a pipe that nobody reads is found out here, and not at exit
     except UserError as error:
         if hosts.is_spokesman(str(error)):

@@ -31,13 +31,11 @@ def start(
         return
     say_failed_saves_once()
     hosts.connect(options.hosts, complain)
-    with hosts.telling():
-        folder = options.run_dir
-        if folder is None:
-            stem = f"runs/{system}-{name.rpartition(':')[2]}"
-            folder = hosts.first("name the run", lambda: time.strftime(f"{stem}-%Y%m%d-%H%M%S"))
-        go(options.recipe, folder, resume=options.resume, tracker=options.tracker)
-        hosts.leave()
+    folder = options.run_dir
+    if folder is None:
+        stem = f"runs/{system}-{name.rpartition(':')[2]}"
+        folder = hosts.first("name the run", lambda: time.strftime(f"{stem}-%Y%m%d-%H%M%S"))
+    go(options.recipe, folder, resume=options.resume, tracker=options.tracker)
 
 
 def say_failed_saves_once() -> None:

@@ -108,7 +108,8 @@ class _Run:
     me: dict[str, Any] = field(default_factory=dict)
     peers: dict[int, dict[str, Any]] = field(default_factory=dict)
     lost: set[int] = field(default_factory=set)
-    looking: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+    done: threading.Event = field(default_factory=threading.Event)
     ending: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -153,7 +154,8 @@ def connect(config: HostsConfig, tell: Callable[[str], None]) -> None:
     _run = _Run(client, coordinator, index, processes, config, tell)
     _run.me = {"beat": 0, "state": "running", "host": socket.gethostname()}
     _post(_run)
-    threading.Thread(target=_look, args=(_run,), name="hosts", daemon=True).start()
+    _run.thread = threading.Thread(target=_look, args=(_run,), name="hosts", daemon=True)
+    _run.thread.start()
 
 
 def find(
@@ -346,7 +348,9 @@ def leave() -> None:
     if run is None:
         return
     barrier("the end of the run")
-    run.looking.set()
+    run.done.set()
+    assert run.thread is not None
+    run.thread.join(10 * _LOOK_S)
     import jax
 
     jax.distributed.shutdown()
@@ -389,7 +393,7 @@ def _announce(error: BaseException) -> None:
     if run is None or run.told is not None:
         return
     run.told = error
-    if not isinstance(error, (UserError, KeyboardInterrupt, SystemExit)):
+    if _from_jax(error):
         # A collective breaks when another process fails or dies, which our thread will learn and tell:
         # then it ends this process. If it does not, the error is this process's own.
         _soon(lambda: False, 2 * _LOOK_S + _SAME_S + run.config.lost_after_s)
@@ -400,11 +404,20 @@ def _announce(error: BaseException) -> None:
         _post(run)
 
 
+def _from_jax(error: BaseException | None) -> bool:
+    """Also where it came through Orbax, or was made another error on the way."""
+    while error is not None and not isinstance(error, UserError):
+        if isinstance(error, _jax_error()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _look(run: _Run) -> None:
     """The thread: says that this process is alive, and looks whether the others are."""
     heard = dict.fromkeys(range(run.processes), (None, time.monotonic()))
     answered = time.monotonic()
-    while not run.looking.wait(_LOOK_S):
+    while not run.done.wait(_LOOK_S):
         run.me["beat"] += 1
         try:
             _post(run)
@@ -461,7 +474,7 @@ def _end(run: _Run, code: int) -> NoReturn:
 
 
 def _post(run: _Run) -> None:
-    words = {k: v for k, v in run.me.items() if k != "since"}
+    words = {k: v for k, v in dict(run.me).items() if k != "since"}  # two threads write it
     run.client.key_value_set(f"host/{run.index}", json.dumps(words), allow_overwrite=True)
 
 

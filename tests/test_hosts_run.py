@@ -102,7 +102,7 @@ def after_step(run, step, processes):
 
 
 def arrays(step_folder):
-    """Every array of a checkpoint by part and path, whatever wrote it, on the first device here.""""""
+    """Every array of a checkpoint by part and path, whatever wrote it, on the first device here."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     stored, found = ocp.checkpointables_metadata(step_folder).metadata, {}
     for part in ("params", "train"):
