@@ -94,9 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         hosts.end(141)
         sys.exit(141)  # what a shell shows for SIGPIPE
     except Exception:
-        traceback.print_exc()  # as Python would; but in a run of many processes it could not end then
-        hosts.end(1)
-        sys.exit(1)
+        if hosts.connected():  # Python's own end would wait for processes that are stuck
+            traceback.print_exc()
+            hosts.end(1)
+        raise
 
 
 def parse(kind: Any, arguments: list[str], prog: str, default: Any = None) -> Any:

@@ -237,6 +237,11 @@ def _ask_jax(
     return coordinator, processes, index, devices
 
 
+def connected() -> bool:
+    """Whether this process is part of a run of many."""
+    return _run is not None
+
+
 def count() -> int:
     """How many processes the run has."""
     return 1 if _run is None else _run.processes
