@@ -107,7 +107,7 @@ class _Run:
     told: BaseException | None = None
     me: dict[str, Any] = field(default_factory=dict)
     peers: dict[int, dict[str, Any]] = field(default_factory=dict)
-    lost: set[int] = field(default_factory=set)
+    lost: set[int] = field(default_factory=set)  # silent: nobody waits for them to end
     thread: threading.Thread | None = None
     done: threading.Event = field(default_factory=threading.Event)
     ending: threading.Lock = field(default_factory=threading.Lock)
@@ -438,6 +438,7 @@ def _look(run: _Run) -> None:
             if latest != beat:
                 heard[i] = latest, now
             elif now - when > run.config.lost_after_s and i != run.index:
+                run.lost.add(i)
                 words = f"nothing was heard of it for {run.config.lost_after_s:g} s"
                 _die(run, _lost_words(run, [i], words), LostProcess.exit_code)
         failed = [i for i, one in said.items() if one["state"] == "failed" and i != run.index]
@@ -512,7 +513,6 @@ def _jax_error() -> type[Exception]:
 
 
 def _lost_words(run: _Run, missing: Sequence[int], why: str) -> str:
-    run.lost.update(missing)
     names = " and ".join(
         f"{i} ({run.peers[i]['host']})" if i in run.peers else str(i) for i in missing
     )

@@ -24,7 +24,7 @@ from selfevolve_jax import run_dir
 from tests.test_resume import ROOT, STEPS, TINY, lines_in, timeless
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
-# What the order of a sum may change, after twelve steps: seen is 4e-7 on two processes.
+# What the order of a sum may change, after twelve steps: on two processes 1.2e-7 is seen.
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 WAIT_S = 1200  # for a machine that does much else
 
