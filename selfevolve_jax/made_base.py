@@ -103,16 +103,19 @@ def make(
 ) -> None:
     """Trains, and writes the policy folder whole or not at all."""
 
-    def begin() -> str:
+    def prepare() -> None:
         try:
             with disk_errors(epath.Path(folder)):
                 folder.parent.mkdir(parents=True, exist_ok=True)
-                return tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
         except (FileExistsError, NotADirectoryError) as error:
             raise UserError(
                 f"the cache's folder {folder.parent} cannot be made: {error}. Set SELFEVOLVE_CACHE to "
                 "a folder."
             ) from error
+
+    def begin() -> str:
+        with disk_errors(epath.Path(folder)):
+            return tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
 
     def end() -> None:
         checkpoint.save_policy_files(partial, model, task.tokenizer, task.stop_tokens, task.images)
@@ -122,6 +125,7 @@ def make(
             if not folder.exists():
                 raise
 
+    hosts.first("prepare the cache", prepare)
     tx = make_optimizer(optimizer, steps, decay_mask(decoder.abstract_params(model)))
     params = start(init_params(model, jax.random.fold_in(jax.random.key(seed), 0), mesh))
     state, loss = sft.train(
