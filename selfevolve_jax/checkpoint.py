@@ -29,7 +29,7 @@ from orbax.checkpoint import v1 as ocp
 from models import decoder
 from models.config import ModelConfig, config_from_dict
 from models.params import shapes
-from selfevolve_jax import remote, run_dir, sharding
+from selfevolve_jax import hosts, remote, run_dir, sharding
 from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.images import ImageConfig
 from selfevolve_jax.state import TrainState
@@ -99,18 +99,20 @@ def forget_after(checkpoints: ocp.training.Checkpointer, step: int) -> None:
     """Deletes what a killed life of this run saved past the step it is resumed from: Orbax leaves
     out, in silence, a save that is not the newest."""
     with disk_errors(checkpoints.directory):
-        for saved in list(checkpoints.checkpoints):
-            if saved.step > step:
-                checkpoints.delete(saved.step)
+        found = [saved.step for saved in checkpoints.checkpoints if saved.step > step]
+        # Orbax's deletion waits for all processes, so all must call it for the same steps
+        for later in hosts.first("find later checkpoints", lambda: found):
+            checkpoints.delete(later)
 
 
 def restore(
     checkpoints: ocp.training.Checkpointer, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest finished state and its progress, on the mesh of `abstract`; None if there is none."""
-    if checkpoints.latest is None:
+    latest = checkpoints.latest
+    step = hosts.first("find the newest checkpoint", lambda: latest and latest.step)
+    if step is None:
         return None
-    step = checkpoints.latest.step
     _check_shapes(checkpoints.directory / str(step), "params", abstract.params)
     with _read_errors(checkpoints.directory / str(step)):
         stored = checkpoints.load_checkpointables(

@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path as LocalPath
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from selfevolve_jax import remote
+from selfevolve_jax import hosts, remote
 from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.remote import is_remote
 
@@ -43,6 +44,7 @@ PACKAGES = (
     *("numpy", "transformers", "datasets", "math-verify"),
 )
 ROWS_SHOWN = 2  # of a step's rows, the first ones are those that the report shows
+SHOWN_WITHIN_S = 30.0  # what one host wrote, on another
 GZIP_ABOVE_BYTES = 1 << 20  # small sample files stay readable with any pager
 DISK_REASONS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
@@ -121,6 +123,20 @@ def is_new(path: str | os.PathLike[str]) -> bool:
     """Whether nothing is there yet. What a write that was cut short left behind does not count."""
     run = epath.Path(path)
     return not run.exists() or (run.is_dir() and all(_is_temporary(p.name) for p in run.iterdir()))
+
+
+def check_shared(folder: str | os.PathLike[str], name: str = "run directory") -> None:
+    """UserError if `folder`, which process 0 has made, is not there for another process of the run. A
+    network file system may show it late, so each looks for a while."""
+    path, deadline = epath.Path(folder), time.monotonic() + SHOWN_WITHIN_S
+    while not (there := path.exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    blind = [i for i, seen in enumerate(hosts.gather(f"the {name}", there)) if not seen]
+    if blind:
+        raise UserError(
+            f"{name} {folder} is not there for process {', '.join(map(str, blind))}, though process 0 "
+            "made it. Fix: put it on a file system that all hosts share, or on gs://."
+        )
 
 
 def read_config(run_dir: str | os.PathLike[str]) -> dict[str, Any]:

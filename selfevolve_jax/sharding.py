@@ -171,9 +171,26 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
 
 
 def to_host(tree: Any) -> Any:
-    """Whole arrays as numpy on every process, also when their shards live on several hosts."""
+    """Whole arrays as numpy on every process, also when their shards live on several hosts; what is on
+    the host already stays as it is."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
-    from jax.experimental import multihost_utils
+    leaves, structure = jax.tree.flatten(tree)
+    apart = [
+        i for i, x in enumerate(leaves) if isinstance(x, jax.Array) and not x.is_fully_replicated
+    ]
+    if apart:
+        mesh = leaves[apart[0]].sharding.mesh
+        whole = _gathered(tuple(leaves[i] for i in apart), replicated(mesh))
+        for i, x in zip(apart, whole, strict=True):
+            leaves[i] = x
+    return jax.tree.unflatten(structure, jax.device_get([_one_copy(x) for x in leaves]))
 
-    return multihost_utils.process_allgather(tree, tiled=True)
+
+@functools.partial(jax.jit, static_argnames="where")
+def _gathered(arrays: tuple[jax.Array, ...], where: NamedSharding) -> tuple[jax.Array, ...]:
+    return jax.lax.with_sharding_constraint(arrays, where)
+
+
+def _one_copy(x: Any) -> Any:
+    return x.addressable_data(0) if isinstance(x, jax.Array) else x

@@ -18,7 +18,16 @@ from jax.sharding import Mesh
 
 from models import decoder
 from models.config import ModelConfig
-from selfevolve_jax import alarm, checkpoint, compiles, early_stop, evaluate, sharding, step_log
+from selfevolve_jax import (
+    alarm,
+    checkpoint,
+    compiles,
+    early_stop,
+    evaluate,
+    hosts,
+    sharding,
+    step_log,
+)
 from selfevolve_jax import run_dir as files
 from selfevolve_jax.endings import Interrupted, stop_if_broken, stop_signals, words
 from selfevolve_jax.errors import UserError
@@ -123,10 +132,12 @@ def train(
             threshold=config.vote_threshold,
             trained=config.trained_per_prompt,
         )
-        if main:
-            checkpoint.save_policy_files(
+        hosts.first(
+            "write the policy's files",
+            lambda: checkpoint.save_policy_files(
                 folder, model, task.tokenizer, task.stop_tokens, task.images
-            )
+            ),
+        )
         newest = checkpoint.open_checkpoints(folder / checkpoint.LATEST, config.keep)
         stack.callback(checkpoint.close, newest)
         best = checkpoint.open_checkpoints(folder / checkpoint.BEST, 1)
@@ -161,16 +172,19 @@ def train(
             tracker_id=progress["tracker_id"],
         )
         stack.callback(log.close)
-        progress["tracker_id"] = log.tracker_id
+        progress["tracker_id"] = hosts.first("name the run for its tracker", lambda: log.tracker_id)
         terminal = stack.enter_context(Terminal(config.steps, title, main))
         stop = stack.enter_context(stop_signals())
         # Both rules that end a run are functions of what is logged, so a resume reads them off it.
-        lines = [] if resume_step is None else read_metrics(folder / files.METRICS)
+        lines = []
+        if resume_step is not None:
+            lines = hosts.first("read the log", lambda: read_metrics(folder / files.METRICS))
         lines = [line for line in lines if line["step"] <= (resume_step or 0)]
         history = [alarm.signals(line) for line in lines if line["step"]]
         means = [line["eval/mean"] for line in lines if "eval/mean" in line]
         fired = next((line["step"] for line in lines if line.get("alarm/fired")), None)
         compiled = stack.enter_context(compiles.count())
+        stack.enter_context(hosts.telling())  # before what is above waits for the other processes
         if resume_step is not None:
             terminal.message(f"{title}: goes on from the checkpoint of step {resume_step}")
 
