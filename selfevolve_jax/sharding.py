@@ -201,7 +201,8 @@ def reshard(tree: Any, shardings: Any) -> Any:
         ]
         all_of_it = tuple((0, n) for n in x.shape)
         pieces = _local_pieces(x)
-        if all_of_it not in pieces and not pieces.keys() >= {bounds for _, bounds in wanted}:
+        joined = all_of_it not in pieces and not pieces.keys() >= {b for _, b in wanted}
+        if joined:
             assert isinstance(x.sharding, NamedSharding)
             pieces = _local_pieces(_whole(x.sharding.mesh)(x))
         arrays = []
@@ -211,7 +212,9 @@ def reshard(tree: Any, shardings: Any) -> Any:
             if bounds not in pieces:
                 piece = jax.lax.slice(piece, *zip(*bounds, strict=True))
             arrays.append(jax.device_put(piece, device))
-        return jax.make_array_from_single_device_arrays(x.shape, target, arrays)
+        moved = jax.make_array_from_single_device_arrays(x.shape, target, arrays)
+        # One array at a time is whole: there may be no room for all of them.
+        return moved.block_until_ready() if joined else moved
 
     return jax.tree.map(one, tree, shardings)
 
