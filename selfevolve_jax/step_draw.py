@@ -95,22 +95,10 @@ def draw(
     stored: dict[str, Any] | None = None,
 ) -> Drawn:
     """The batch of `step`, whose rows begin at `position` of the stream. stored: what `to_store` gave
-    of this very draw before the run was killed; then nothing is sampled."""
-    with jax.default_device(drawing.device):
-        return _draw(drawing, step, position, weights, clock, stored)
-
-
-def _draw(
-    drawing: Drawing,
-    step: int,
-    position: int,
-    weights: Weights,
-    clock: Clock,
-    stored: dict[str, Any] | None,
-) -> Drawn:
+    of this very draw before the run was killed, and is taken in place of new samples."""
     task, config, paired = drawing.task, drawing.config, drawing.paired
     model, mesh = drawing.model, drawing.mesh
-    again = deque(Samples(**arrays) for arrays in stored["samples"]) if stored else None
+    again = deque(Samples(**arrays) for arrays in stored["samples"]) if stored else deque()
     samples_drawn: list[Samples] = []
     seen: PromptImages | None = None
 
@@ -124,8 +112,9 @@ def _draw(
         seen = encode_images(weights.policy, rows, task.images, model, mesh)
 
         def sample(params: decoder.Params, purpose: int, seen: PromptImages | None) -> Samples:
-            if again is not None:
+            if again and len(again[0].lengths_RxG) == len(rows):
                 return again.popleft()
+            again.clear()  # a comparison that timed out in one life alone may ask for other rows
             key = step_key(drawing.seed, purpose, step)
             return generate(
                 params,
@@ -170,10 +159,11 @@ def _draw(
         clock.lap("judge")
         return Judged(rows, samples, texts, verdict, teacher_texts)
 
-    first = judged(config.prompts_per_step, 0)
-    kept, dropped, rounds = fill(first, judged, config.resample)
-    if dropped is not None:
-        seen = encode_images(weights.policy, kept.rows, task.images, model, mesh)
+    with jax.default_device(drawing.device):  # keys too: elsewhere they would wait for the update
+        first = judged(config.prompts_per_step, 0)
+        kept, dropped, rounds = fill(first, judged, config.resample)
+        if dropped is not None:
+            seen = encode_images(weights.policy, kept.rows, task.images, model, mesh)
     updates = stored["updates"] if stored else weights.updates
     return Drawn(kept, dropped, rounds, seen, updates, position, samples_drawn)
 
