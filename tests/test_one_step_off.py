@@ -402,6 +402,7 @@ def test_images_encoded_by_the_rollouts_reach_the_training_devices(four):
 def test_devices_for_rollouts_are_the_last_ones():
     mesh, rollouts = sharding.make_meshes(MeshConfig(fsdp=2, rollout=4, rollout_tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert rollouts is not None
     assert dict(rollouts.shape) == {"data": 2, "fsdp": 1, "tensor": 2}
     ids = [d.id for d in jax.devices()]
     assert sorted(d.id for d in mesh.devices.flat) == ids[:4]
