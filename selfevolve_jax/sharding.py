@@ -195,18 +195,22 @@ def reshard(tree: Any, shardings: Any) -> Any:
     is first made whole on each device it comes from."""
 
     def one(x: jax.Array, target: NamedSharding) -> jax.Array:
-        indices = target.devices_indices_map(x.shape)
-        wanted = [
-            (d, _bounds(indices[d], x.shape)) for d in indices if d in target.addressable_devices
-        ]
         all_of_it = tuple((0, n) for n in x.shape)
-        pieces = _local_pieces(x)
-        joined = all_of_it not in pieces and not pieces.keys() >= {b for _, b in wanted}
-        if joined:
-            assert isinstance(x.sharding, NamedSharding)
-            pieces = _local_pieces(_whole(x.sharding.mesh)(x))
+        wanted, held = (
+            {d: _bounds(i, x.shape) for d, i in s.devices_indices_map(x.shape).items()}
+            for s in (target, x.sharding)
+        )
+        there = {(d.process_index, bounds) for d, bounds in held.items()}
+        # Of all processes, as all must take part in making it whole.
+        joined = not all(
+            {(d.process_index, bounds), (d.process_index, all_of_it)} & there
+            for d, bounds in wanted.items()
+        )
+        source = _whole(x.sharding.mesh)(x) if joined else x  # pyright: ignore[reportAttributeAccessIssue]
+        pieces = _local_pieces(source)
         arrays = []
-        for i, (device, bounds) in enumerate(wanted):
+        mine = [d for d in wanted if d in target.addressable_devices]
+        for i, (device, bounds) in enumerate((d, wanted[d]) for d in mine):
             copies = pieces.get(bounds) or pieces[all_of_it]
             piece = copies[i % len(copies)]  # each gives in its turn
             if bounds not in pieces:

@@ -384,6 +384,22 @@ def test_weights_are_resharded_without_the_host(source, target, name, monkeypatc
         np.testing.assert_array_equal(np.asarray(shard.data), value[shard.index])
 
 
+def test_what_is_frozen_moves_once_and_a_copy_is_one(params, mesh1):
+    """On a shared mesh one step off copies, as the update gives the buffers up; on-policy does not."""
+    leaves = jax.tree.leaves(params)
+    mask = tuple(i % 2 == 0 for i in range(len(leaves)))
+    alone = sharding.make_mesh(MeshConfig(), jax.devices()[7:])
+    for rollouts, ahead in ((alone, False), (mesh1, True)):
+        place = step_draw.placer(MODEL, mask, mesh1, rollouts, ahead)
+        first, second = (jax.tree.leaves(place(params)) for _ in range(2))
+        for own, x, one, other in zip(mask, leaves, first, second, strict=True):
+            assert (one is not other) == own
+            assert one.devices() == set(rollouts.devices.flat)
+            assert one.unsafe_buffer_pointer() != x.unsafe_buffer_pointer()
+            np.testing.assert_array_equal(np.asarray(other), np.asarray(x))
+    assert step_draw.placer(MODEL, mask, mesh1, mesh1, False)(params) is params
+
+
 def test_images_encoded_by_the_rollouts_reach_the_training_devices(four):
     """3 prompts, padded to the rollouts' 8 rows, in 4 copies each: 12 rows over four devices."""
     here, there = four[0], sharding.make_mesh(MeshConfig(), jax.devices()[4:])
