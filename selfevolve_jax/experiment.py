@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from selfevolve_jax import checkpoint, hosts, run_dir, sharding, trainer
 from selfevolve_jax.report.html import write_report
 from selfevolve_jax.sharding import MeshConfig
+from selfevolve_jax.starting_point import check_rollout, read_model
 from selfevolve_jax.tasks.base import Row, Task
 from selfevolve_jax.trainer_config import TrainerConfig
 
@@ -39,6 +40,8 @@ class Recipe(Protocol):
     def trainer(self) -> TrainerConfig: ...
     @property
     def mesh(self) -> MeshConfig: ...
+    @property
+    def policy(self) -> Any: ...
     @property
     def arms(self) -> tuple[str, ...]: ...
     @property
@@ -81,9 +84,11 @@ def run(
     there, so that what it makes may be kept in it.
     """
     began, main = time.monotonic(), jax.process_index() == 0
-    mesh = sharding.make_mesh(recipe.mesh)
+    mesh, rollout_mesh = sharding.make_meshes(recipe.mesh)
     for arm in recipe.arms:
         trainer.check_batch(plans[arm].trainer, mesh)  # before any folder is made or weight loaded
+    if rollout_mesh is not None:
+        check_rollout(read_model(recipe.policy), rollout_mesh)
     config = run_dir.jsonable(recipe)
     folder = run_dir.absolute(folder)
     hosts.first(
@@ -127,6 +132,7 @@ def run(
             folder=arm_dir,
             title=arm,
             tracker=tracker,
+            rollout_mesh=rollout_mesh,
         )
         summary["arms"][arm] = {
             "before": result.before,

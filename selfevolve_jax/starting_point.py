@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
+from models import decoder
+from models.config import ModelConfig
 from selfevolve_jax import checkpoint, sharding
+from selfevolve_jax.errors import UserError
 from selfevolve_jax.pretrained import source
 
 
@@ -40,3 +43,23 @@ def load_policy(config: CheckpointConfig, mesh: Mesh) -> checkpoint.Policy:
     if config.remat:
         model = replace(model, remat=config.remat)
     return replace(policy, model=model)
+
+
+def read_model(policy: Any) -> ModelConfig:
+    """The sizes of a recipe's policy, without weights: one that exists, or one made on the spot."""
+    if not isinstance(policy, CheckpointConfig):
+        return policy.model
+    chosen = {f: getattr(policy, f) for f in ("dtype", "param_dtype", "remat", "attention")}
+    return replace(
+        source.read_model(policy.path), **{f: value for f, value in chosen.items() if value}
+    )
+
+
+def check_rollout(model: ModelConfig, rollout_mesh: Mesh | None) -> None:
+    """UserError if the weights do not divide over the devices of the rollouts."""
+    if rollout_mesh is None:
+        return
+    try:
+        sharding.tree_shardings(decoder.abstract_params(model), rollout_mesh)
+    except UserError as error:
+        raise UserError(f"mesh.rollout_tensor does not fit the policy: {error}") from error

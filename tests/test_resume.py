@@ -19,7 +19,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from models.config import ModelConfig
-from selfevolve_jax import run_dir, state, trainer
+from selfevolve_jax import run_dir, state, step_draw, trainer
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.tasks import arithmetic
@@ -123,7 +123,7 @@ def test_resumed_from_what_any_moment_leaves_behind(mesh1, tmp_path, monkeypatch
         )  # fmt: skip
 
     reference, moments = tmp_path / "reference", []
-    generate = trainer.generate
+    generate = step_draw.generate
 
     def watched(*args, **kwargs):
         moments.append(tmp_path / f"moment{len(moments)}")
@@ -131,7 +131,7 @@ def test_resumed_from_what_any_moment_leaves_behind(mesh1, tmp_path, monkeypatch
         return generate(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "generate", watched)
+        patch.setattr(step_draw, "generate", watched)
         train(reference)
     assert len(moments) == 6
     writing = [m for m in moments if list(m.rglob("*orbax-checkpoint-tmp*"))]

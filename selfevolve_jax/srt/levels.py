@@ -37,6 +37,7 @@ from selfevolve_jax.sharding import MeshConfig
 from selfevolve_jax.srt import run as srt
 from selfevolve_jax.srt.base import get_base
 from selfevolve_jax.srt.recipe import BaseConfig, CheckpointConfig, SRTRecipe
+from selfevolve_jax.starting_point import check_rollout, read_model
 from selfevolve_jax.tasks import arithmetic
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.tasks.base import Task
@@ -118,8 +119,10 @@ def run_levels(
     start lacks gold answers.
     """
     began, main = time.monotonic(), jax.process_index() == 0
-    mesh = sharding.make_mesh(recipe.mesh)
+    mesh, rollout_mesh = sharding.make_meshes(recipe.mesh)
     trainer.check_batch(recipe.trainer, mesh)  # before any folder is made or weight loaded
+    if rollout_mesh is not None:
+        check_rollout(read_model(recipe.policy), rollout_mesh)
     config = run_dir.jsonable(recipe)
     folder = run_dir.absolute(folder)
 
@@ -175,6 +178,7 @@ def run_levels(
             folder=stage_dir,
             title=name,
             tracker=tracker,
+            rollout_mesh=rollout_mesh,
         )
         summary["arms"][name] = {
             "before": result.before,
