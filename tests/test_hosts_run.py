@@ -226,9 +226,9 @@ def test_a_mistake_is_told_once_and_a_folder_in_use_is_refused_by_both(command, 
 BROKEN = """
 import sys
 from configs.srt import quickstart as _quickstart
-from selfevolve_jax import errors, trainer
+from selfevolve_jax import errors, step_draw
 
-_generate, _calls = trainer.generate, []
+_generate, _calls = step_draw.generate, []
 
 def _failing(*given, **named):
     _calls.append(1)
@@ -237,7 +237,7 @@ def _failing(*given, **named):
     return _generate(*given, **named)
 
 if sys.argv[sys.argv.index("--hosts.index") + 1] == "1":
-    trainer.generate = _failing
+    step_draw.generate = _failing
 
 def broken():
     return _quickstart()
