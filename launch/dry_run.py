@@ -27,7 +27,7 @@ def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
     """The resolved config as JSON, then the figures. Raises what the run itself would refuse."""
     mesh = sharding.make_mesh(recipe.mesh)
     trainer.check_batch(recipe.trainer, mesh)
-    model = _model(recipe.policy)
+    model = model_of(recipe.policy)
     if recipe.trainer.lora.rank and not model.lora.rank:
         model = replace(model, lora=recipe.trainer.lora)
     specs = decoder.abstract_params(model)
@@ -62,7 +62,7 @@ def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
 
 def describe_ui_genie(recipe: UIGenieRecipe) -> str:
     """The same of UI-Genie, which trains two models of one size in turn."""
-    mesh, model = sharding.make_mesh(recipe.mesh), _model(recipe.policy)
+    mesh, model = sharding.make_mesh(recipe.mesh), model_of(recipe.policy)
     check_batch("agent.", recipe.agent.batch, recipe.agent.accumulate, mesh)
     specs = decoder.abstract_params(model)
     sharding.tree_shardings(specs, mesh)
@@ -78,7 +78,7 @@ def describe_ui_genie(recipe: UIGenieRecipe) -> str:
     )
 
 
-def _model(policy: Any) -> ModelConfig:
+def model_of(policy: Any) -> ModelConfig:
     """Of a policy that exists, or of one that is made on the spot."""
     if not isinstance(policy, CheckpointConfig):
         return policy.model
