@@ -82,7 +82,7 @@ def model_of(policy: Any) -> ModelConfig:
     """Of a policy that exists, or of one that is made on the spot."""
     if not isinstance(policy, CheckpointConfig):
         return policy.model
-    chosen = {f: getattr(policy, f) for f in ("dtype", "param_dtype", "remat")}
+    chosen = {f: getattr(policy, f) for f in ("dtype", "param_dtype", "remat", "attention")}
     return replace(
         source.read_model(policy.path), **{f: value for f, value in chosen.items() if value}
     )

@@ -133,6 +133,7 @@ class ModelConfig:
     norms, softmax and logits are float32.
     mrope_sections: how many rotary frequencies turn with time, height and width (M-RoPE).
     remat: what the backward pass computes again; "dots" keeps matrix products, "full" nothing.
+    attention: how whole sequences are read, see `attention.py`; "auto" goes by where they are.
     """
 
     vocab_size: int
@@ -154,6 +155,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["auto", "plain", "flash", "cudnn"] = "auto"
     unroll: int = 1  # layers a scan step runs: more is a little faster and compiles for longer
 
     def __post_init__(self) -> None:
@@ -176,7 +178,9 @@ class ModelConfig:
             raise ValueError("a model with vision needs mrope_sections")
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain data to be stored. Without `attention`: it says nothing of the model, and what suits
+        the devices that wrote a policy may not run on those that read it."""
+        return {name: value for name, value in asdict(self).items() if name != "attention"}
 
 
 def config_from_dict(stored: dict[str, Any]) -> ModelConfig:

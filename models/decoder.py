@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from models import rope
+from models.attention import self_attention
 from models.config import ModelConfig
 from models.lora import Adapters, adapter_specs, project
 from models.params import ParamSpec
@@ -224,15 +225,8 @@ def forward(
     copy of their prompt. A token attends to what comes earlier in its segment and is of its own
     branch or of the trunk. What stands at padding never changes what a real token gives.
     """
-    T = tokens_BxT.shape[1]
     angles = _angles(positions, cfg)
-    same_BxTxT = segment_ids_BxT[:, :, None] == segment_ids_BxT[:, None, :]
-    seen_BxTxT = branch_ids_BxT[:, :, None] == branch_ids_BxT[:, None, :]
-    seen_BxTxT |= (branch_ids_BxT == 0)[:, None, :]
-    mask_Bx1xTxT = (same_BxTxT & seen_BxTxT & jnp.tril(jnp.ones((T, T), bool)))[:, None]
-
-    def attend(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask_Bx1xTxT)
+    attend = self_attention(segment_ids_BxT, branch_ids_BxT, cfg, constrain)
 
     def step(x, layer):
         return _block(x, layer, angles, attend, cfg, constrain), None

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-# Pins an activation to logical axes; the identity on one device. Given by the caller, so that models
-# stay free of any mesh: `constrain(x, ("batch", "length", "embed")) -> x`.
-Constrain = Callable[[jax.Array, tuple[str | None, ...]], jax.Array]
+
+@dataclass(frozen=True)
+class Constrain:
+    """Where activations live. Given by the caller, so that models stay free of any mesh; this one is
+    a single device. Hashable, as jitted functions take it as static.
+
+    platform: of the devices that the program is compiled for ("cpu", "gpu", "tpu"), which need not
+    be those of the machine that compiles it.
+    """
+
+    platform: str = "cpu"
+
+    def __call__(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        """Pins x to logical axes: `constrain(x, ("batch", "length", None)) -> x`."""
+        del axes
+        return x
+
+    def local(self, function: Callable, in_axes: tuple, out_axes: tuple) -> Callable:
+        """`function` run by each device on its own piece of every argument; in_axes: the logical axes
+        of each argument, out_axes: those of the result."""
+        del in_axes, out_axes
+        return function
 
 
-def unconstrained(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    del axes
-    return x
+unconstrained = Constrain()
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.params import ParamSpec
-from models.shared import unconstrained
+from models.shared import Constrain, unconstrained
 from selfevolve_jax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
@@ -126,17 +126,30 @@ def tree_shardings(specs: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, specs)
 
 
+@dataclass(frozen=True)
+class _OnMesh(Constrain):
+    """Activations split over a mesh."""
+
+    mesh: Mesh = field(kw_only=True)
+
+    def __call__(self, x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, named(self.mesh, axes, x.shape, "activation"))
+
+    def local(self, function: Callable, in_axes: tuple, out_axes: tuple) -> Callable:
+        *inputs, output = (PartitionSpec(*_mesh_axes(axes)) for axes in (*in_axes, out_axes))
+        return jax.shard_map(
+            function, mesh=self.mesh, in_specs=tuple(inputs), out_specs=output, check_vma=False
+        )
+
+
 @functools.lru_cache
-def constrainer(mesh: Mesh) -> Callable[[jax.Array, tuple[str | None, ...]], jax.Array]:
+def constrainer(mesh: Mesh) -> Constrain:
     """Pins activations to logical axes on `mesh`; one object per mesh, as it is a static argument
     of jitted functions and a new one would compile them again."""
-    if mesh.size == 1:
-        return unconstrained
-
-    def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-        return jax.lax.with_sharding_constraint(x, named(mesh, axes, x.shape, "activation"))
-
-    return constrain
+    platform = mesh.devices.flat[0].platform
+    if mesh.size > 1:
+        return _OnMesh(platform, mesh=mesh)
+    return unconstrained if platform == unconstrained.platform else Constrain(platform)
 
 
 def put_batch(tree: Any, mesh: Mesh) -> Any:

@@ -178,6 +178,7 @@ def test_every_dimension_has_an_axis_that_the_rules_know():
         ({"unroll": 0}, "unroll .*0"),
         ({"remat": "some"}, "remat .*some"),
         ({"dtype": "float16"}, "dtype .*float16"),
+        ({"attention": "splash"}, "attention .*splash"),
         ({"mrope_sections": (1, 2, 3)}, r"mrope_sections \(1, 2, 3\) .*head_dim"),
     ],
 )
@@ -213,8 +214,15 @@ def test_config_survives_json(scaling):
     )
     defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)}
     assert all(
-        getattr(cfg, name) != value or name == "rope_scaling" for name, value in defaults.items()
+        getattr(cfg, name) != value or name in ("rope_scaling", "attention")
+        for name, value in defaults.items()
     )
     back = config_from_dict(json.loads(json.dumps(cfg.to_dict())))
     assert back == cfg and hash(back) == hash(cfg)
     assert config_from_dict(json.loads(json.dumps(FULL.to_dict()))) == FULL
+
+
+def test_what_is_stored_does_not_say_how_attention_was_computed():
+    """A policy that was trained on a TPU must load where there is none."""
+    stored = dataclasses.replace(FULL, attention="flash").to_dict()
+    assert config_from_dict(stored) == FULL and FULL.attention == "auto"
