@@ -64,17 +64,16 @@ def compile(options: Compile, name: str) -> None:
         raise UserError(f"compile {name} needs --topology, such as v5e:16x16, v5p:4x4x4 or h100:8.")
     chip, sides = parse_topology(options.topology)
     step = make_step(options, chip, sides)
-    programs = aot.programs(step)
-    unknown = [n for n in options.only if n not in [p.name for p in programs]]
-    if unknown:
-        names = ", ".join(p.name for p in programs)
-        raise UserError(f"--only {' '.join(options.only)}: this step has {names}.")
     if options.search:
         step = search(step, partial(fits, chip))
-        programs = aot.programs(step)
+    programs = aot.programs(step) if chip.is_tpu else []
+    unknown = [n for n in options.only if n not in [p.name for p in programs]]
+    if unknown:
+        names = ", ".join(p.name for p in programs) or "none: GPUs are estimated, not compiled for"
+        raise UserError(f"--only {' '.join(options.only)}: this step has {names}.")
     say(header(options, step, chip, name))
     done: list[aot.Compiled] = []
-    for program in programs if chip.is_tpu else []:
+    for program in programs:
         if not options.only or program.name in options.only:
             done.append(aot.compile_program(program))
             say(program_lines(done[-1], chip))
@@ -117,7 +116,7 @@ def make_step(options: Compile, chip: Chip, sides: tuple[int, ...]) -> aot.Step:
     prompt, patches = longest(options, model)
     mesh = make_mesh(recipe, chip, sides, options.topology)
     step = aot.Step(model, recipe.trainer, mesh, prompt, patches)
-    aot.programs(step)  # a size that does not divide over the mesh is told of now
+    roofline.held(step)  # a size that does not divide over the mesh is told of now
     return step
 
 
@@ -364,27 +363,31 @@ def figures(
     options: Compile, step: aot.Step, chip: Chip, name: str, done: Sequence[aot.Compiled]
 ) -> dict[str, Any]:
     """What docs/scale.py makes its table from."""
-    parts = timed(step, chip, done)
-    seconds, asked = bounds(parts)
+    compiled = {d.program.name: d for d in done}
+    programs: dict[str, Any] = {}
+    for part, (work, t) in timed(step, chip, done).items():
+        told = {"flops": work.flops, "model_flops": work.model_flops, **asdict(t)}
+        if part in compiled:
+            d = compiled[part]
+            n = times_a_step(step, d)
+            told |= {
+                "needs": d.needs,
+                "temporary": d.memory.temporary if d.memory else None,
+                "sent": {kind: n * t.sent for kind, t in d.traffic.items()},
+                "compile_seconds": round(d.seconds),
+            }
+        programs[part] = told
     return {
         "recipe": name,
         "topology": options.topology,
-        "typed": " ".join(sys.argv[1:]),
+        "typed": sys.argv[1:],
+        "jax": jax.__version__,
+        "devices": step.mesh.size,
         "mesh": dict(step.mesh.shape),
         "hbm": chip.hbm,
+        "peak": chip.flops,
         "held": asdict(roofline.held(step)),
-        "needs": {d.program.name: d.needs for d in done},
-        "temporary": {d.program.name: d.memory.temporary for d in done if d.memory},
-        "sent": {
-            d.program.name: {kind: times_a_step(step, d) * t.sent for kind, t in d.traffic.items()}
-            for d in done
-        },
-        "compile_seconds": sum(d.seconds for d in done),
-        "flops": sum(w.flops for w, _ in parts.values()),
-        "model_flops": asked,
-        "bound": {n: t.bound for n, (_, t) in parts.items()},
-        "seconds": seconds,
-        "mfu": asked / seconds / step.mesh.size / chip.flops,
+        "programs": programs,
     }
 
 

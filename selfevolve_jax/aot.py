@@ -19,9 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh
 
 from models import decoder
+from models.attention import choose
 from models.config import ModelConfig
 from models.shared import unconstrained
 from models.vision import Pixels
@@ -46,13 +47,20 @@ class Step:
 
     model: ModelConfig
     trainer: TrainerConfig
-    mesh: Mesh
+    mesh: Any  # Mesh; AbstractMesh for GPUs, which are estimated only
     prompt: int
     patches: int = 0
     stops: int = 2
 
     def __post_init__(self) -> None:
         check_batch(self.trainer, self.mesh)
+
+    @cached_property
+    def attention(self) -> str:
+        """How the update reads whole sequences (models.attention)."""
+        abstract = isinstance(self.mesh, AbstractMesh)
+        platform = "gpu" if abstract else self.mesh.devices.flat[0].platform
+        return choose(self.model, self.length, platform)
 
     @cached_property
     def ways(self) -> int:

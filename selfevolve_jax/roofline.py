@@ -123,7 +123,9 @@ def works(step: Step) -> dict[str, Work]:
     pairs = flops.causal_pairs(step.prompt) * rows
     pairs += step.samples * (flops.causal_pairs(M) + M * step.prompt)
     useful = flops.layers(cfg, rows * real, pairs) + flops.head(cfg, step.samples * M)
-    run = flops.layers(cfg, step.rows * T, step.rows * T * T)
+    # Flash attention leaves out the keys that come after a query; the others mask them.
+    met = flops.causal_pairs(T) if step.attention == "flash" else T * T
+    run = flops.layers(cfg, step.rows * T, step.rows * met)
     scores = flops.head(cfg, step.rows * T)
     shown = seen_once * step.rows if step.tower_trained else 0.0
     shown_once = seen_once * c.prompts_per_step if step.tower_trained else 0.0
@@ -137,7 +139,7 @@ def works(step: Step) -> dict[str, Work]:
             times * (pieces * weights * (1 + spread) + activations(here)),
             times * (pieces * weights * spread + reduced(here)),
         )
-    again = {"none": 0.0, "dots": flops.attention(cfg, step.rows * T * T), "full": run + shown}
+    again = {"none": 0.0, "dots": flops.attention(cfg, step.rows * met), "full": run + shown}
     passes = 3 if cfg.remat == "full" else 2
     mine = count(split(specs, step.trainable)[0])
     backward = 1 + mine / n  # frozen weights pass gradients on, and have none of their own
@@ -189,7 +191,8 @@ def held(step: Step) -> Held:
     wide = ((2 * cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim + 3 * cfg.d_ff) / tensor
     kept = {"full": cfg.d_model, "dots": 3 * cfg.d_model + wide, "none": 8 * cfg.d_model + 2 * wide}
     # Plain attention's scores, in float32, and their softmax.
-    squares = rows * T * T * cfg.n_heads / tensor * (4 + size)
+    plain = step.attention == "plain"
+    squares = rows * T * T * cfg.n_heads / tensor * (4 + size) if plain else 0.0
     layer = rows * T * (4 * cfg.d_model + 2 * wide) * size + squares
     scores = 3 * rows * min(c.grpo.logprob_chunk, T) * cfg.vocab_size / tensor * 4
     saved = rows * T * cfg.n_layers * kept[cfg.remat] * size
