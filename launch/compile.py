@@ -53,13 +53,16 @@ class Compile:
     only: tuple[str, ...] = ()
     json: str | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.recipe, Recipe):
+            raise UserError(
+                f"a {type(self.recipe).__name__} has no one step to compile. Name a recipe that trains "
+                "one policy."
+            )
+
 
 def compile(options: Compile, name: str) -> None:
     """Prints the plan; UserError for what is mistaken, or does not fit. name: the recipe, as typed."""
-    if not isinstance(options.recipe, Recipe):
-        raise UserError(
-            f"recipe {name}: a {type(options.recipe).__name__} has no one step to compile."
-        )
     if not options.topology:
         raise UserError(f"compile {name} needs --topology, such as v5e:16x16, v5p:4x4x4 or h100:8.")
     chip, sides = parse_topology(options.topology)

@@ -15,7 +15,8 @@ NODE, NETWORK = 8, 50e9
 class Chip:
     """One JAX device. hbm: bytes that a program may use. flops: bfloat16, dense, a second. bandwidth:
     of the HBM, bytes a second. links: bytes a second that leave the chip when all its links are busy
-    in one direction; a collective over fewer axes of the torus has less, so a time is a bound."""
+    (half of what a data sheet calls bidirectional); a collective over fewer axes of the torus has less,
+    so a time is a bound."""
 
     name: str
     hbm: int
@@ -29,18 +30,17 @@ class Chip:
         return self.name.startswith(("v", "tpu"))
 
 
-_TPU = "Google Cloud TPU documentation, system architecture of the version"
-_LINK = "; links: How to Scale Your Model (jax-ml.github.io/scaling-book), one-way rate x links"
+_TPU = "docs.cloud.google.com/tpu/docs/"
 _NVIDIA = "NVIDIA data sheet, dense bfloat16 without sparsity, NVLink one way"
 # TPUs' hbm is what the compiler allows a program (its own message names it), a little less than the
-# data sheet's. v4 and v5p: 3D torus, six links; v5e and v6e: 2D torus, four links.
+# data sheet's. v4 and v5p are a 3D torus, v5e and v6e a 2D one.
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", int(30.75 * GIB), 275e12, 1228e9, 6 * 45e9, _TPU + _LINK),
-        Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 4 * 45e9, _TPU + _LINK),
-        Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 6 * 90e9, _TPU + _LINK),
-        Chip("v6e", int(31.25 * GIB), 918e12, 1640e9, 4 * 90e9, _TPU + _LINK),
+        Chip("v4", int(30.75 * GIB), 275e12, 1228e9, 300e9, _TPU + "v4"),
+        Chip("v5e", int(15.75 * GIB), 197e12, 819e9, 200e9, _TPU + "v5e"),
+        Chip("v5p", int(95.74 * GIB), 459e12, 2765e9, 600e9, _TPU + "v5p"),
+        Chip("v6e", int(31.25 * GIB), 918e12, 1640e9, 400e9, _TPU + "v6e"),
         Chip("a100", 80 * 10**9, 312e12, 2039e9, 300e9, _NVIDIA + " (A100 80 GB SXM)"),
         Chip("h100", 80 * 10**9, 989e12, 3350e9, 450e9, _NVIDIA + " (H100 SXM)"),
         Chip("h200", 141 * 10**9, 989e12, 4800e9, 450e9, _NVIDIA + " (H200 SXM)"),
