@@ -103,21 +103,21 @@ class Step:
         return min(self.trainer.rollout.chunk, bucket(self.trainer.max_new_tokens, 8))
 
     @cached_property
+    def capacities(self) -> tuple[int, ...]:
+        """Of the slots' cache, from what it begins with to its fullest: it grows before a chunk that it
+        has no room for."""
+        new = self.trainer.max_new_tokens
+        most = bucket(self.prefilled + 1 + new)
+        sizes = [min(bucket(self.prefilled + self.chunk), most)]
+        for done in range(0, new, self.chunk):
+            needed = self.prompt + done + self.chunk
+            if needed > sizes[-1] and sizes[-1] < most:
+                sizes.append(min(bucket(needed), most))
+        return tuple(sizes)
+
+    @property
     def capacity(self) -> int:
-        """Of the cache at its fullest."""
-        return bucket(self.prefilled + 1 + self.trainer.max_new_tokens)
-
-    @cached_property
-    def first_capacity(self) -> int:
-        return min(bucket(self.prefilled + self.chunk), self.capacity)
-
-    @cached_property
-    def last_capacity(self) -> int:
-        """What the cache grows from when it grows for the last time."""
-        size = self.first_capacity
-        while (larger := min(bucket(size + 1), self.capacity)) < self.capacity:
-            size = larger
-        return size
+        return self.capacities[-1]
 
     @cached_property
     def refills(self) -> int:
@@ -273,7 +273,7 @@ def programs(step: Step) -> list[Program]:
     frozen = held + device_bytes(state.params)
     weights = device_bytes(cast) if step.casts else 0
     slots, buffer = abstract_slots(step, step.capacity), abstract_buffer(step)
-    first = abstract_slots(step, step.first_capacity)
+    first = abstract_slots(step, step.capacities[0])
     buffered = device_bytes(buffer)
     made: list[Program] = []
 
@@ -324,8 +324,8 @@ def programs(step: Step) -> list[Program]:
             frozen + weights + shown,
         )
     )
-    if step.last_capacity < step.capacity:
-        smaller = abstract_slots(step, step.last_capacity)
+    if len(step.capacities) > 1:  # the last time is the largest
+        smaller = abstract_slots(step, step.capacities[-2])
         args, kwargs = (smaller,), {"capacity": step.capacity}
         rest = frozen + weights + shown + buffered
         made.append(Program("grow", decoding.grow, args, kwargs, 1, rest))

@@ -101,8 +101,9 @@ def works(step: Step) -> dict[str, Work]:
     copied = step.slots * P * per_token / step.ways / tensor
     made["admit"] = Work(0, 0, 3 * step.refills * copied, step.refills * copied)
     cached = step.slots * per_token / step.ways / tensor
-    if step.last_capacity < step.capacity:
-        made["grow"] = Work(0, 0, cached * (step.last_capacity + step.capacity), 0)
+    if len(step.capacities) > 1:
+        moved = sum(a + b for a, b in zip(step.capacities, step.capacities[1:], strict=False))
+        made["grow"] = Work(0, 0, cached * moved, 0)
     tokens = step.refills * -(-M // step.chunk) * step.chunk
     here = tokens * step.slots / step.ways
     made["decode"] = Work(
