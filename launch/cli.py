@@ -34,6 +34,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve synthesise CHECKPOINT --out DIR   new questions that the checkpoint writes about its images
   selfevolve generate CHECKPOINT --prompt ...  sample from a checkpoint
   selfevolve serve CHECKPOINT                  the same behind an OpenAI-compatible HTTP server
+  selfevolve compile RECIPE --topology v5e:16x16  its step for a pod without one: memory, FLOPs, time
   selfevolve convert SRC DST                   Hugging Face or GGUF to a policy, and back
   selfevolve launch WHERE ... -- COMMAND ...   run a command on TPU VMs, GKE, SLURM or by SkyPilot
   selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "label": _label,
         "generate": _generate,
         "serve": _serve,
+        "compile": _compile,
         "convert": _convert,
         "synthesise": _synthesise,
         "launch": _launch,
@@ -199,11 +201,11 @@ def _android_world(arguments: list[str]) -> None:
     evaluate(parse(AndroidWorld, arguments, "android-world"))
 
 
-def _recipe_typed(arguments: list[str], command: str, package: str) -> str | None:
+def _recipe_typed(arguments: list[str], command: str, *packages: str) -> str | None:
     """The recipe's name; None where its list was asked for, which is printed."""
     if arguments and not arguments[0].startswith("-"):
         return arguments[0]
-    names = _listed(_recipe_names(package))
+    names = _listed([name for package in packages for name in _recipe_names(package)])
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: selfevolve {command} RECIPE [OPTIONS]\nrecipes: {names}, or FILE.py:NAME")
         return None
@@ -249,6 +251,39 @@ def _serve(arguments: list[str]) -> None:
     from launch.serve import Serve, serve
 
     serve(parse(Serve, arguments, "serve"))
+
+
+def _compile(arguments: list[str]) -> None:
+    if name := _recipe_typed(arguments, "compile", "configs.srt", "configs.mm_upt"):
+        # Before jax: libtpu compiles, no TPU is looked for, and nothing is said of there being none.
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        for variable, value in (
+            *(("TPU_SKIP_MDS_QUERY", "1"), ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")),
+            *(("TPU_ACCELERATOR_TYPE", "v5e-4"), ("TPU_WORKER_HOSTNAMES", "localhost")),
+        ):
+            os.environ.setdefault(variable, value)
+        from launch.compile import Compile, compile
+
+        compile(parse(Compile, arguments[1:], f"compile {name}", Compile(_either(name))), name)
+
+
+def _either(name: str) -> Any:
+    """SRT's or MM-UPT's recipe of that name, or FILE.py:NAME; srt/NAME, mm-upt/NAME if both have it."""
+    packages = {"srt": "configs.srt", "mm-upt": "configs.mm_upt"}
+    system, slash, own = name.partition("/")
+    if ":" in name:
+        return load_recipe(name, packages["srt"])
+    if slash and system in packages:
+        return load_recipe(own, packages[system])
+    names = {s: _recipe_names(p) for s, p in packages.items()}
+    have = [s for s, known in names.items() if name in known or name.replace("-", "_") in known]
+    if len(have) > 1:
+        both = " or ".join(f"{s}/{name}" for s in have)
+        raise UserError(f"recipe {name!r} is of SRT and of MM-UPT: say {both}.")
+    if not have:
+        shown = "; ".join(f"{s}: {_listed(known)}" for s, known in names.items())
+        raise UserError(f"recipe {name!r} is unknown; choose one of {shown}, or FILE.py:NAME.")
+    return load_recipe(name, packages[have[0]])
 
 
 def _convert(arguments: list[str]) -> None:

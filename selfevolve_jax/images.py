@@ -230,7 +230,7 @@ def layout(
         for r, (pictures, tokens) in enumerate(zip(pictures_per_row, tokens_per_row, strict=True))
     ]
     windows = [sum(_windows(p.grid, vision) for p in pictures) for pictures in pictures_per_row]
-    R, P = len(windows), bucket(max(windows, default=0), 1) * size * unit
+    R, P = len(windows), patch_places(max(windows, default=0), vision)
     patches = np.zeros((R, P, vision.patch_dim), np.float32)
     coords = np.zeros((R, P, 2), np.int32)
     image_ids = np.full((R, P), -1, np.int32)
@@ -246,6 +246,19 @@ def layout(
             index[r][starts[r][number] : starts[r][number] + len(units)] = units
             first += _windows(picture.grid, vision)
     return Pixels(patches, coords, image_ids), index
+
+
+def patch_places(windows: int, vision: VisionConfig) -> int:
+    """Places for patches, P, of a row whose images have so many windows."""
+    return bucket(windows, 1) * vision.window_units * vision.merge**2
+
+
+def largest_picture(images: ImageConfig, vision: VisionConfig) -> tuple[int, int]:
+    """(tokens, places for patches) of a square image that is resized to the largest area."""
+    side = math.isqrt(images.max_pixels)
+    height, width = smart_resize(side, side, vision.unit, images.min_pixels, images.max_pixels)
+    grid = (height // vision.patch, width // vision.patch)
+    return picture_tokens(grid, vision), patch_places(_windows(grid, vision), vision)
 
 
 def _looks_like_video(data: bytes) -> bool:

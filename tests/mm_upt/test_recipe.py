@@ -147,7 +147,7 @@ def test_every_recipe_of_the_command_line_builds():
     assert all(isinstance(recipe, MMUPTRecipe) for recipe in built.values())
     assert built["quickstart"].arms == ("mm_upt", "supervised", "direct", "random")
     published = [r for r in built.values() if isinstance(r.task, DataConfig)]
-    assert len(published) == 6
+    assert len(published) == 7
     for recipe in published:
         assert recipe.task.image_column == "images" and recipe.task.chat
         assert recipe.task.suffix.endswith("\\boxed{}.") and "\\n" not in recipe.task.suffix
