@@ -98,7 +98,7 @@ def train(options: AgentSFT) -> Policy:
     mesh = sharding.make_mesh(options.mesh)
     check_batch("", options.batch, options.accumulate, mesh)
     out = run_dir.absolute(options.out)
-    if options.resume:
+    if options.resume and not run_dir.is_new(out):
         run_dir.read_config(out)
     else:
         _in_our_words(lambda: run_dir.check(out, {}, False))

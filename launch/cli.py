@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from launch.messages import complain
+from selfevolve_jax import hosts
 from selfevolve_jax.errors import UserError
 
 USAGE = """selfevolve: models that improve themselves, in JAX
@@ -33,6 +36,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve serve CHECKPOINT                  the same behind an OpenAI-compatible HTTP server
   selfevolve compile RECIPE --topology v5e:16x16  its step for a pod without one: memory, FLOPs, time
   selfevolve convert SRC DST                   Hugging Face or GGUF to a policy, and back
+  selfevolve launch WHERE ... -- COMMAND ...   run a command on TPU VMs, GKE, SLURM or by SkyPilot
   selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
   selfevolve doctor                            what is installed, what is missing
 
@@ -62,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "compile": _compile,
         "convert": _convert,
         "synthesise": _synthesise,
+        "launch": _launch,
         "report": _report,
         "doctor": _doctor,
     }
@@ -75,26 +80,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"command {arguments[0]!r} is unknown; choose one of {', '.join(commands)}."
             )
         else:
-            commands[arguments[0]](arguments[1:])
+            with hosts.telling():
+                commands[arguments[0]](arguments[1:])
+                hosts.leave()
         sys.stdout.flush()  # a pipe that nobody reads is found out here, and not at exit
     except UserError as error:
-        complain(str(error))
+        if hosts.is_spokesman(str(error)):
+            complain(str(error))
+        hosts.end(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         complain("interrupted")
+        hosts.end(130)
         sys.exit(130)
     except BrokenPipeError:  # the reader has gone, as in `selfevolve doctor | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's exit flushes
+        hosts.end(141)
         sys.exit(141)  # what a shell shows for SIGPIPE
-
-
-def complain(message: str) -> None:
-    """One boxed message on stderr."""
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.text import Text
-
-    Console(stderr=True).print(Panel(Text(message), title="selfevolve", title_align="left"))
+    except Exception:
+        if hosts.connected():  # Python's own end would wait for processes that are stuck
+            traceback.print_exc()
+            hosts.end(1)
+        raise
 
 
 def parse(kind: Any, arguments: list[str], prog: str, default: Any = None) -> Any:
@@ -283,6 +290,12 @@ def _convert(arguments: list[str]) -> None:
     from launch.convert import Convert, convert
 
     convert(parse(Convert, arguments, "convert"))
+
+
+def _launch(arguments: list[str]) -> None:
+    from launch.cluster.command import launch
+
+    launch(arguments)
 
 
 def _report(arguments: list[str]) -> None:

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import jax
 import tyro
 
-from launch.dry_run import model_of
 from models import decoder
 from models.params import count
 from selfevolve_jax import aot, roofline, sharding
@@ -24,6 +23,7 @@ from selfevolve_jax.mm_upt.drawn import module
 from selfevolve_jax.mm_upt.recipe import MMUPTRecipe
 from selfevolve_jax.srt.levels import LevelsRecipe
 from selfevolve_jax.srt.recipe import SRTRecipe
+from selfevolve_jax.starting_point import read_model
 from selfevolve_jax.tasks import arithmetic
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.tasks.dataset import DataConfig
@@ -113,7 +113,7 @@ def estimates(step: aot.Step) -> dict[str, int]:
 
 def make_step(options: Compile, chip: Chip, sides: tuple[int, ...]) -> aot.Step:
     recipe = options.recipe
-    model = model_of(recipe.policy)
+    model = read_model(recipe.policy)
     if recipe.trainer.lora.rank and not model.lora.rank:
         model = replace(model, lora=recipe.trainer.lora)
     prompt, patches = longest(options, model)

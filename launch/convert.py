@@ -9,7 +9,7 @@ import jax
 import tyro
 
 from models.params import count
-from selfevolve_jax import checkpoint, run_dir, sharding
+from selfevolve_jax import checkpoint, remote, run_dir, sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.pretrained import source
 from selfevolve_jax.pretrained.export import export, new_folder
@@ -34,6 +34,7 @@ class Convert:
 
 def convert(options: Convert) -> None:
     """Writes options.dst whole or not at all, and says in one line what it holds."""
+    remote.check(options.dst)
     dst = run_dir.absolute(options.dst)
     if dst.exists():
         raise UserError(f"{options.dst} exists. Give another place, or remove it.")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
 
 import jax.numpy as jnp
 
 from models import decoder
-from models.config import ModelConfig
 from models.params import count
 from selfevolve_jax import run_dir, sharding, trainer
 from selfevolve_jax.mm_upt.recipe import MMUPTRecipe
-from selfevolve_jax.pretrained import source
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.srt import levels
 from selfevolve_jax.srt.recipe import SRTRecipe
-from selfevolve_jax.starting_point import CheckpointConfig
+from selfevolve_jax.starting_point import check_rollout, read_model
 from selfevolve_jax.trainable import split, trainable_mask
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe
 from selfevolve_jax.ui_genie.training import check_batch
@@ -25,9 +22,10 @@ from selfevolve_jax.ui_genie.training import check_batch
 
 def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
     """The resolved config as JSON, then the figures. Raises what the run itself would refuse."""
-    mesh = sharding.make_mesh(recipe.mesh)
+    mesh, rollout_mesh = sharding.make_meshes(recipe.mesh)
     trainer.check_batch(recipe.trainer, mesh)
-    model = model_of(recipe.policy)
+    model = read_model(recipe.policy)
+    check_rollout(model, rollout_mesh)
     if recipe.trainer.lora.rank and not model.lora.rank:
         model = replace(model, lora=recipe.trainer.lora)
     specs = decoder.abstract_params(model)
@@ -43,11 +41,13 @@ def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
     batch = config.prompts_per_step * config.samples_per_prompt
     slots = min(config.rollout.slots, batch)
     per_token = 2 * model.n_layers * model.n_kv_heads * model.head_dim
-    cache = slots * per_token * jnp.dtype(model.dtype).itemsize / mesh.size
+    rollouts = rollout_mesh or mesh
+    cache = slots * per_token * jnp.dtype(model.dtype).itemsize / rollouts.size
     return "\n".join(
         (
             json.dumps(run_dir.jsonable(recipe), indent=2),
-            f"mesh         {dict(mesh.shape)} over {mesh.size} device(s)",
+            f"mesh         {dict(mesh.shape)} over {mesh.size} device(s)"
+            + (f", rollouts {dict(rollouts.shape)} over {rollouts.size}" if rollout_mesh else ""),
             f"parameters   {n:,}" + (f", of which {mine:,} are trained" if mine < n else ""),
             f"batch        {batch:,} samples a step, up to {config.max_new_tokens:,} new tokens each",
             f"memory       {_bytes(training)} a device for parameters, gradients and optimiser",
@@ -62,7 +62,7 @@ def describe(recipe: SRTRecipe | levels.LevelsRecipe | MMUPTRecipe) -> str:
 
 def describe_ui_genie(recipe: UIGenieRecipe) -> str:
     """The same of UI-Genie, which trains two models of one size in turn."""
-    mesh, model = sharding.make_mesh(recipe.mesh), model_of(recipe.policy)
+    mesh, model = sharding.make_mesh(recipe.mesh), read_model(recipe.policy)
     check_batch("agent.", recipe.agent.batch, recipe.agent.accumulate, mesh)
     specs = decoder.abstract_params(model)
     sharding.tree_shardings(specs, mesh)
@@ -75,16 +75,6 @@ def describe_ui_genie(recipe: UIGenieRecipe) -> str:
             f"{len(recipe.tasks) * recipe.held_out:,} held out",
             f"arms         {', '.join(recipe.arms)}",
         )
-    )
-
-
-def model_of(policy: Any) -> ModelConfig:
-    """Of a policy that exists, or of one that is made on the spot."""
-    if not isinstance(policy, CheckpointConfig):
-        return policy.model
-    chosen = {f: getattr(policy, f) for f in ("dtype", "param_dtype", "remat", "attention")}
-    return replace(
-        source.read_model(policy.path), **{f: value for f, value in chosen.items() if value}
     )
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from launch.messages import complain
+from selfevolve_jax import hosts
 from selfevolve_jax.errors import UserError
 
 
@@ -20,17 +22,19 @@ def start(
 ) -> None:
     """Runs go(recipe, folder, resume=, tracker=), or prints describe(recipe).
 
-    options: has recipe, run_dir, resume, dry_run and tracker. name: the recipe as it was typed, which
-    with the system's name makes the default run directory."""
+    options: has recipe, run_dir, resume, dry_run, tracker and hosts. name: the recipe as it was typed,
+    which with the system's name makes the default run directory."""
     if options.resume and options.run_dir is None:
         raise UserError("--resume needs --run-dir, the folder of the run to go on with.")
     if options.dry_run:
         print(describe(options.recipe))
         return
     say_failed_saves_once()
+    hosts.connect(options.hosts, complain)
     folder = options.run_dir
     if folder is None:
-        folder = f"runs/{system}-{name.rpartition(':')[2]}-{time.strftime('%Y%m%d-%H%M%S')}"
+        stem = f"runs/{system}-{name.rpartition(':')[2]}"
+        folder = hosts.first("name the run", lambda: time.strftime(f"{stem}-%Y%m%d-%H%M%S"))
     go(options.recipe, folder, resume=options.resume, tracker=options.tracker)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
 
 from launch.dry_run import describe
 from launch.experiment import start
+from selfevolve_jax.hosts import HostsConfig
 from selfevolve_jax.mm_upt.recipe import MMUPTRecipe
 from selfevolve_jax.mm_upt.run import run
 
@@ -19,7 +20,7 @@ class Run:
 
     recipe: the experiment. run_dir: where it is kept; by default a new folder under runs/.
     resume: go on with the run in run_dir. dry_run: show what would run, and touch nothing.
-    tracker: also log to wandb or trackio.
+    tracker: also log to wandb or trackio. hosts: how the processes of one run find each other.
     """
 
     recipe: Annotated[MMUPTRecipe, tyro.conf.arg(name="")]
@@ -27,6 +28,7 @@ class Run:
     resume: bool = False
     dry_run: bool = False
     tracker: Literal["wandb", "trackio"] | None = None
+    hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
 def mm_upt(options: Run, name: str) -> None:

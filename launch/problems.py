@@ -11,9 +11,11 @@ import tyro
 from etils import epath
 from jax.sharding import Mesh
 
-from selfevolve_jax import checkpoint, run_dir, sharding, suites
+from launch.messages import complain
+from selfevolve_jax import checkpoint, hosts, run_dir, sharding, suites
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.hosts import HostsConfig
 from selfevolve_jax.mm_upt.drawn import Drawn
 from selfevolve_jax.mm_upt.run import load_task as load_pictures
 from selfevolve_jax.pretrained import source
@@ -51,6 +53,7 @@ class Problems:
     sampling: Sampling = field(default_factory=Sampling)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    hosts: HostsConfig = field(default_factory=HostsConfig)
 
 
 # What a suite sets and an option can change.
@@ -91,6 +94,7 @@ def load(options: Problems, own: Literal["train", "held_out"]) -> Asked:
     if options.seed < 0:
         raise UserError(f"seed={options.seed} must not be negative.")
     check_sampling(options.sampling)
+    hosts.connect(options.hosts, complain)
     mesh = sharding.make_mesh(options.mesh)
     data = None if options.suite is None else _data(options, options.suite)
     name, limit, folder = options.checkpoint, options.max_new_tokens, epath.Path()

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 from etils import epath
 
-from selfevolve_jax import run_dir
+from selfevolve_jax import remote, run_dir
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.report import dgm_run, gui_run, replicate
 from selfevolve_jax.report.html import write_report
@@ -46,6 +46,8 @@ def report(options: Report) -> None:
     """Prints the page's path."""
     if not options.runs:
         raise UserError("report needs at least one run directory: selfevolve report RUN.")
+    for path in (*options.runs, *([options.out] if options.out else [])):
+        remote.check(path)
     if any(_is_dgm(run) for run in options.runs):
         _write_dgm(options)
         return

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 import tyro
 
 from launch.dry_run import describe_ui_genie
 from launch.experiment import start
+from selfevolve_jax.hosts import HostsConfig
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe
 from selfevolve_jax.ui_genie.run import run
 
@@ -26,6 +27,7 @@ class Run:
     resume: bool = False
     dry_run: bool = False
     tracker: tyro.conf.Suppress[Literal["wandb", "trackio"] | None] = None
+    hosts: tyro.conf.Suppress[HostsConfig] = field(default_factory=HostsConfig)
 
 
 def ui_genie(options: Run, name: str) -> None:

@@ -29,11 +29,16 @@ from orbax.checkpoint import v1 as ocp
 from models import decoder
 from models.config import ModelConfig, config_from_dict
 from models.params import shapes
-from selfevolve_jax import run_dir, sharding
+from selfevolve_jax import hosts, remote, run_dir, sharding
 from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.images import ImageConfig
 from selfevolve_jax.state import TrainState
 
+# What Orbax's and TensorStore's errors say of a bucket that could not be written to.
+_BUCKET_REFUSALS = (
+    *("Forbidden", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+    *("UNAVAILABLE", "DEADLINE_EXCEEDED"),
+)
 LATEST, BEST, SOUND, POLICY = "checkpoints", "best", "sound", "policy"
 
 
@@ -94,18 +99,20 @@ def forget_after(checkpoints: ocp.training.Checkpointer, step: int) -> None:
     """Deletes what a killed life of this run saved past the step it is resumed from: Orbax leaves
     out, in silence, a save that is not the newest."""
     with disk_errors(checkpoints.directory):
-        for saved in list(checkpoints.checkpoints):
-            if saved.step > step:
-                checkpoints.delete(saved.step)
+        found = [saved.step for saved in checkpoints.checkpoints if saved.step > step]
+        # Orbax's deletion waits for all processes, so all must call it for the same steps
+        for later in hosts.first("find later checkpoints", lambda: found):
+            checkpoints.delete(later)
 
 
 def restore(
     checkpoints: ocp.training.Checkpointer, abstract: TrainState
 ) -> tuple[TrainState, dict[str, Any]] | None:
     """The newest finished state and its progress, on the mesh of `abstract`; None if there is none."""
-    if checkpoints.latest is None:
+    latest = checkpoints.latest
+    step = hosts.first("find the newest checkpoint", lambda: latest and latest.step)
+    if step is None:
         return None
-    step = checkpoints.latest.step
     _check_shapes(checkpoints.directory / str(step), "params", abstract.params)
     with _read_errors(checkpoints.directory / str(step)):
         stored = checkpoints.load_checkpointables(
@@ -137,7 +144,8 @@ def save_policy_files(
     policy = epath.Path(folder) / POLICY
     with disk_errors(policy), run_dir.disk_errors(policy):  # tokenizers has errors of its own
         policy.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(str(policy / "tokenizer"))
+        with remote.as_local(policy / "tokenizer", "write") as local:
+            tokenizer.save_pretrained(local)
     record = {
         "model": model.to_dict(),
         "stop_tokens": stop_tokens,
@@ -158,6 +166,7 @@ def save_policy(policy: Policy, folder: epath.PathLike) -> None:
 def find_policy(path: epath.PathLike) -> tuple[epath.Path, epath.Path]:
     """(policy folder, checkpoint step folder) for a path to either. A policy folder means its newest
     checkpoint; give FOLDER/best/STEP, or FOLDER/best, for the best. UserError if there is none."""
+    remote.check(path)
     path = run_dir.absolute(path)
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist.")
@@ -211,8 +220,9 @@ def load_policy(
     _check_shapes(step, "params", abstract)
     with _read_errors(step):
         params = ocp.load_checkpointables(step, {"params": abstract})["params"]
-    with _read_errors(folder / POLICY / "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(str(folder / POLICY / "tokenizer"))
+    place = folder / POLICY / "tokenizer"
+    with _read_errors(place), remote.as_local(place, "read") as local:
+        tokenizer = AutoTokenizer.from_pretrained(local)
     return Policy(params, model, tokenizer, stop_tokens, int(step.name), images)
 
 
@@ -271,7 +281,8 @@ def disk_errors(folder: epath.PathLike) -> Iterator[None]:
         said = f"{type(error).__name__}: {error}"
         reasons = [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG]
         reason = next((os.strerror(r) for r in reasons if os.strerror(r) in said), None)
-        if reason is None and "RESOURCE_EXHAUSTED" not in said:
+        refused = remote.is_remote(folder) and any(word in said for word in _BUCKET_REFUSALS)
+        if reason is None and not refused and "RESOURCE_EXHAUSTED" not in said:
             raise
         raise DiskError(
             f"saving a checkpoint to {folder} failed: {reason or _first_line(error)}. Older "

@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from selfevolve_jax import hosts
 from selfevolve_jax.errors import UserError
 
 
@@ -54,10 +55,15 @@ def stop_if_broken(step: int, metrics: dict[str, Any], folder: epath.Path) -> No
 
 @contextmanager
 def stop_signals():
-    """Yields a function that tells whether SIGTERM or SIGINT came. A second Ctrl-C ends at once."""
+    """Yields a function that tells whether SIGTERM or SIGINT came, to any process of the run: all call
+    it at the same places, and all are told the same. A second Ctrl-C ends at once."""
     came = threading.Event()
+
+    def told() -> bool:
+        return hosts.any_of("agree whether to stop", came.is_set())
+
     if threading.current_thread() is not threading.main_thread():
-        yield came.is_set
+        yield told
         return
 
     def note(number, frame):
@@ -67,7 +73,7 @@ def stop_signals():
 
     old = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield came.is_set
+        yield told
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

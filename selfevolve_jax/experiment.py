@@ -16,15 +16,20 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from selfevolve_jax import checkpoint, run_dir, sharding, trainer
+from selfevolve_jax import checkpoint, hosts, run_dir, sharding, trainer
 from selfevolve_jax.report.html import write_report
 from selfevolve_jax.sharding import MeshConfig
+from selfevolve_jax.starting_point import check_rollout, read_model
 from selfevolve_jax.tasks.base import Row, Task
 from selfevolve_jax.trainer_config import TrainerConfig
 
 # What --resume may change: neither alters what the run has done so far.
 MAY_CHANGE = frozenset(
-    ("arms", "trainer.eval_every", "trainer.save_every", "trainer.keep", "trainer.rollout")
+    (
+        "arms",
+        "mesh",
+        *(f"trainer.{name}" for name in ("eval_every", "save_every", "keep", "rollout")),
+    )
 )
 
 
@@ -35,6 +40,8 @@ class Recipe(Protocol):
     def trainer(self) -> TrainerConfig: ...
     @property
     def mesh(self) -> MeshConfig: ...
+    @property
+    def policy(self) -> Any: ...
     @property
     def arms(self) -> tuple[str, ...]: ...
     @property
@@ -77,34 +84,43 @@ def run(
     there, so that what it makes may be kept in it.
     """
     began, main = time.monotonic(), jax.process_index() == 0
-    mesh = sharding.make_mesh(recipe.mesh)
+    mesh, rollout_mesh = sharding.make_meshes(recipe.mesh)
     for arm in recipe.arms:
         trainer.check_batch(plans[arm].trainer, mesh)  # before any folder is made or weight loaded
+    if rollout_mesh is not None:
+        check_rollout(read_model(recipe.policy), rollout_mesh)
     config = run_dir.jsonable(recipe)
     folder = run_dir.absolute(folder)
-    run_dir.check(folder, config, resume, MAY_CHANGE)
+    hosts.first(
+        "look at the run directory", lambda: run_dir.check(folder, config, resume, MAY_CHANGE)
+    )
     task, policy = load(mesh, say if main else lambda text: None)
-    if main:
+
+    def create() -> dict[str, Any]:
         run_dir.create(folder, config, resume, MAY_CHANGE)
+        there = (folder / run_dir.SUMMARY).exists()
+        return run_dir.read_summary(folder) if there else {"arms": {}}
+
+    earlier = hosts.first("make the run directory", create)
+    run_dir.check_shared(folder)
+    if main:
         dropped = ", ".join(f"{n} {reason}" for reason, n in task.counts.items() if n)
         say(
             f"{task.name}: {len(task.train)} problems to train on, {len(task.held_out)} held out"
             + (f"; left out: {dropped}" if dropped else "")
         )
 
-    there = (folder / run_dir.SUMMARY).exists()
-    earlier: dict[str, Any] = run_dir.read_summary(folder) if there else {"arms": {}}
     spent: float = earlier.get("seconds", 0.0)
     summary = {"arms": dict(earlier["arms"]), "seconds": spent}
     rows_of = rows(task, policy, mesh, folder)
     for arm in recipe.arms:
         plan, arm_dir = plans[arm], folder / "arms" / arm
-        if main:
-            again = (arm_dir / run_dir.CONFIG).exists()
-            own = run_dir.jsonable(recipe) | run_dir.jsonable(
-                {"trainer": plan.trainer, "arms": (arm,)}
-            )
-            run_dir.create(arm_dir, own, again, MAY_CHANGE)
+        own = run_dir.jsonable(recipe) | run_dir.jsonable({"trainer": plan.trainer, "arms": (arm,)})
+
+        def create_arm(arm_dir=arm_dir, own=own) -> None:
+            run_dir.create(arm_dir, own, (arm_dir / run_dir.CONFIG).exists(), MAY_CHANGE)
+
+        hosts.first("make the arm's directory", create_arm)
         result = trainer.train(
             policy.params,
             policy.model,
@@ -116,6 +132,7 @@ def run(
             folder=arm_dir,
             title=arm,
             tracker=tracker,
+            rollout_mesh=rollout_mesh,
         )
         summary["arms"][arm] = {
             "before": result.before,

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ import models
 import selfevolve_jax
 from models import decoder
 from models.config import ModelConfig
-from selfevolve_jax import checkpoint, sft, sharding
+from selfevolve_jax import checkpoint, hosts, run_dir, sft, sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import OptimizerConfig, decay_mask, make_optimizer
+from selfevolve_jax.remote import is_remote
 from selfevolve_jax.run_dir import disk_errors
 from selfevolve_jax.state import init_params, init_state
 from selfevolve_jax.tasks.base import Task
@@ -35,9 +37,13 @@ SOURCES = (
 
 
 def cache_folder() -> Path:
-    """$SELFEVOLVE_CACHE, or selfevolve in the user's cache folder."""
+    """$SELFEVOLVE_CACHE, or selfevolve in the user's cache folder. UserError where it is in a bucket,
+    which has no rename to put a base there whole."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("SELFEVOLVE_CACHE") or os.path.join(home, "selfevolve"))
+    folder = os.environ.get("SELFEVOLVE_CACHE") or os.path.join(home, "selfevolve")
+    if is_remote(folder):
+        raise UserError(f"SELFEVOLVE_CACHE={folder}: the cache is a local folder. Set it to one.")
+    return Path(folder)
 
 
 def content_hash(told: dict[str, Any], sources: Sequence[str], packages: Sequence[str] = ()) -> str:
@@ -79,13 +85,16 @@ def get(
     """The base called `name`, its content hash, from the cache or made now (and then cached, whole or
     not at all). batches(): `steps` batches of `sft.supervised_batch`. learns: what it is made from, for
     the terminal. start: what becomes of the random weights before the first step."""
-    folder = cache_folder() / "bases" / name
-    if not folder.exists():
+    sharding.check_attention(model.attention, mesh)
+    folder = Path(hosts.first("find the cache", lambda: str(cache_folder()))) / "bases" / name
+    if not hosts.first("look for the base", folder.exists):
         say(f"base policy: supervised learning, {learns}")
         make(folder, model, optimizer, steps, batches, task, seed, mesh, say, start)
     else:
         say(f"base policy: from the cache, {folder}")
-    return checkpoint.load_policy(folder, mesh)
+    run_dir.check_shared(folder, "cache of base policies (SELFEVOLVE_CACHE)")
+    policy = checkpoint.load_policy(folder, mesh)
+    return replace(policy, model=replace(policy.model, attention=model.attention))
 
 
 def make(
@@ -101,14 +110,30 @@ def make(
     start: Callable[[decoder.Params], decoder.Params],
 ) -> None:
     """Trains, and writes the policy folder whole or not at all."""
-    try:
+
+    def prepare() -> None:
+        try:
+            with disk_errors(epath.Path(folder)):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise UserError(
+                f"the cache's folder {folder.parent} cannot be made: {error}. Set SELFEVOLVE_CACHE to "
+                "a folder."
+            ) from error
+
+    def begin() -> str:
         with disk_errors(epath.Path(folder)):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(
-            f"the cache's folder {folder.parent} cannot be made: {error}. Set SELFEVOLVE_CACHE to a "
-            "folder."
-        ) from error
+            return tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
+
+    def end() -> None:
+        checkpoint.save_policy_files(partial, model, task.tokenizer, task.stop_tokens, task.images)
+        try:
+            os.rename(partial, folder)
+        except OSError:  # another run was quicker, with the same weights
+            if not folder.exists():
+                raise
+
+    hosts.first("prepare the cache", prepare)
     tx = make_optimizer(optimizer, steps, decay_mask(decoder.abstract_params(model)))
     params = start(init_params(model, jax.random.fold_in(jax.random.key(seed), 0), mesh))
     state, loss = sft.train(
@@ -118,20 +143,16 @@ def make(
         tx,
         sharding.constrainer(mesh),
     )
-    with disk_errors(epath.Path(folder)):
-        partial = tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
+    partial = hosts.first("begin the base", begin)
     try:
-        checkpoint.save_policy_files(partial, model, task.tokenizer, task.stop_tokens, task.images)
+        run_dir.check_shared(partial, "cache of base policies (SELFEVOLVE_CACHE)")
         saved = checkpoint.open_checkpoints(Path(partial) / checkpoint.LATEST, 1)
         try:
             checkpoint.save_async(saved, state, 0, {"last_loss": loss})
         finally:
             checkpoint.close(saved)  # or it would go on writing into the folder that is removed
-        try:
-            os.rename(partial, folder)
-        except OSError:  # another process was quicker, with the same weights
-            if not folder.exists():
-                raise
+        hosts.first("keep the base", end)
         say(f"base policy: done, last loss {loss:.3f} nats a token; kept in {folder}")
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if jax.process_index() == 0:
+            shutil.rmtree(partial, ignore_errors=True)

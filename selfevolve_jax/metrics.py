@@ -14,14 +14,16 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, Literal
 
 from etils import epath
 
+from selfevolve_jax import remote
 from selfevolve_jax import run_dir as files
 from selfevolve_jax.errors import UserError
 
-FLUSH_SECONDS = 30.0  # TensorBoard, and the whole of a remote metrics.jsonl, no oftener than this
+FLUSH_SECONDS = 30.0  # TensorBoard, and a metrics.jsonl in a bucket, no oftener than this
 
 
 class MetricLog:
@@ -35,7 +37,8 @@ class MetricLog:
       given back on resume. Made up when None.
 
     Call `flush` before saving a checkpoint: local lines are in the file as soon as `log` returns,
-    but an object store cannot append: there they go up every 30 s, on `flush` and on `close`.
+    but a bucket cannot append (`remote.Appended`): there they go up every 30 s, on `flush` and on
+    `close`. So a kill costs such lines alone as come after the checkpoint, and a resume writes again.
     """
 
     def __init__(
@@ -58,9 +61,10 @@ class MetricLog:
         self._tracker = _start_tracker(tracker, self.tracker_id, run, project, config)
         self._path = run / files.METRICS
         kept = _lines_until(self._path, resume_step)
-        files.write_text_atomic(self._path, "".join(line + "\n" for line in kept))
+        before = "".join(line + "\n" for line in kept).encode()
+        files.write_bytes_atomic(self._path, before)
+        self._remote = remote.Appended(self._path, before) if files.is_remote(run) else None
         self._last_step = json.loads(kept[-1])["step"] if kept else None
-        self._remote_text = kept if files.is_remote(self._path) else None
         self._events = _open_events(run / "tensorboard", resume_step)
         self._flushed_at = time.monotonic()
 
@@ -74,12 +78,12 @@ class MetricLog:
         if self._last_step is not None and step <= self._last_step:
             raise ValueError(f"metrics of step {step} after those of step {self._last_step}")
         numbers = {name: _number(name, value) for name, value in metrics.items()}
-        line = json.dumps(files.jsonable({"step": step, **numbers}))
-        if self._remote_text is None:
+        line = (json.dumps(files.jsonable({"step": step, **numbers})) + "\n").encode()
+        if self._remote is None:
             with files.disk_errors(self._path):
-                _append_whole(self._path, (line + "\n").encode())
+                _append_whole(self._path, line)
         else:
-            self._remote_text.append(line)
+            self._remote.write(line)
         self._last_step = step
         with files.disk_errors(self._path.parent / "tensorboard"):
             _add_event(self._events, step, numbers)
@@ -92,8 +96,9 @@ class MetricLog:
         """Returns once everything logged is in the files."""
         if not self._enabled:
             return
-        if self._remote_text is not None:
-            files.write_text_atomic(self._path, "".join(f"{x}\n" for x in self._remote_text))
+        if self._remote is not None:
+            with files.disk_errors(self._path):
+                self._remote.flush()
         with files.disk_errors(self._path.parent / "tensorboard"):
             self._events.flush()
         self._flushed_at = time.monotonic()
@@ -178,7 +183,10 @@ def _open_events(folder: epath.Path, resume_step: int | None) -> Any:
     disk and then blocks the trainer for ever on its queue."""
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore
+    from tensorboardX.record_writer import register_writer_factory
 
+    # tensorboardX's own writes the whole file again at each flush
+    register_writer_factory("gs", SimpleNamespace(open=remote.Appended))
     with files.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # a resume within the same second must not overwrite the killed run's file

@@ -25,6 +25,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path as LocalPath
@@ -33,7 +34,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from selfevolve_jax import hosts, remote
 from selfevolve_jax.errors import DiskError, UserError
+from selfevolve_jax.remote import is_remote
 
 CONFIG, METRICS, SUMMARY, REPORT = "config.json", "metrics.jsonl", "summary.json", "report.html"
 PACKAGES = (
@@ -41,6 +44,7 @@ PACKAGES = (
     *("numpy", "transformers", "datasets", "math-verify"),
 )
 ROWS_SHOWN = 2  # of a step's rows, the first ones are those that the report shows
+SHOWN_WITHIN_S = 30.0  # what one host wrote, on another
 GZIP_ABOVE_BYTES = 1 << 20  # small sample files stay readable with any pager
 DISK_REASONS = frozenset(
     (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG)
@@ -54,16 +58,19 @@ def check(
     may_change: frozenset[str] = frozenset(),
 ) -> None:
     """Raises what `create` would refuse, and writes nothing: for a look before costly work."""
+    remote.check(path)
     run = epath.Path(path)
     if run.exists() and not run.is_dir():
         raise UserError(f"run directory {run} is a file. Fix: pass another --run-dir.")
     above = next((p for p in absolute(run).parents if p.exists()), run)
     if not is_remote(run) and not above.is_dir():
         raise UserError(f"run directory {run}: {above} is a file. Fix: pass another --run-dir.")
+    if is_new(run):
+        return
     if resume:
         stored = read_config(run)["config"]
         _refuse_changes(run, flatten(stored), flatten(jsonable(config)), may_change)
-    elif run.exists() and any(not _is_temporary(p.name) for p in run.iterdir()):
+    else:
         raise UserError(
             f"run directory {run} already exists and is not empty. "
             "Fix: pass --resume to continue that run, or another --run-dir."
@@ -82,14 +89,17 @@ def create(
     may_change: dotted prefixes ("trainer.steps", "eval") of options that a resume may change; any
       other difference from the stored config is refused.
 
-    A run that an abrupt end left without config.json has nothing to resume: create it anew. So a
-    recipe with several arms passes `resume and (arm_dir / "config.json").exists()` for each.
+    A resume where nothing is yet starts afresh, and says so: a scheduler that restarts a preempted job
+    has one command line for its first start and every later one. A recipe with several arms passes
+    `(arm_dir / "config.json").exists()` for each, as an arm may not have begun.
 
     Raises UserError for a directory in use, a resume of what is no run, or a config that differs;
     DiskError if the disk refuses.
     """
     check(path, config, resume, may_change)
     run = epath.Path(path)
+    if resume and is_new(run):
+        print(f"{run}: nothing is there to resume; the run starts from its beginning", flush=True)
     with disk_errors(run):
         try:
             run.mkdir(parents=True, exist_ok=True)
@@ -109,9 +119,30 @@ def create(
     return run
 
 
+def is_new(path: str | os.PathLike[str]) -> bool:
+    """Whether nothing is there yet. What a write that was cut short left behind does not count."""
+    run = epath.Path(path)
+    return not run.exists() or (run.is_dir() and all(_is_temporary(p.name) for p in run.iterdir()))
+
+
+def check_shared(folder: str | os.PathLike[str], name: str = "run directory") -> None:
+    """UserError if `folder`, which process 0 has made, is not there for another process of the run. A
+    network file system may show it late, so each looks for a while."""
+    path, deadline = epath.Path(folder), time.monotonic() + SHOWN_WITHIN_S
+    while not (there := path.exists()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    blind = [i for i, seen in enumerate(hosts.gather(f"the {name}", there)) if not seen]
+    if blind:
+        raise UserError(
+            f"{name} {folder} is not there for process {', '.join(map(str, blind))}, though process 0 "
+            "made it. Fix: put it on a file system that all hosts share, or on gs://."
+        )
+
+
 def read_config(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json as {"config", "versions", "git_revision", "git_dirty"}. UserError if it is not
     there or not readable as such."""
+    remote.check(run_dir)
     path = epath.Path(run_dir) / CONFIG
     record = _read_json(
         path,
@@ -336,12 +367,16 @@ def _is_temporary(name: str) -> bool:
 
 @contextlib.contextmanager
 def disk_errors(path: epath.Path) -> Iterator[None]:
-    """Turns the disk's refusals into DiskError; other OSErrors are bugs and pass."""
+    """Turns the disk's and the bucket's refusals into DiskError; other errors are bugs and pass."""
     try:
         yield
-    except OSError as error:
-        if error.errno in DISK_REASONS or is_remote(path):
-            reason = os.strerror(error.errno) if error.errno else str(error)
+    except UserError:
+        raise
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in DISK_REASONS or (is_remote(path) and remote.is_refusal(error)):
+            said = " ".join(str(error).split()) or type(error).__name__
+            reason = os.strerror(number) if number else said
             raise DiskError(
                 f"cannot write {path}: {reason}. What was there before is intact. "
                 "Fix: free space or permissions there, then --resume; or use another --run-dir."
@@ -353,10 +388,6 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     """`path` from the root of its file system: Orbax takes no other, and a run must not move when
     the process changes its working directory."""
     return epath.Path(path) if is_remote(path) else epath.Path(os.path.abspath(path))
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    return "://" in os.fspath(path)
 
 
 def write_bytes_atomic(path: epath.Path, data: bytes) -> None:

@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from models.config import ModelConfig
 from models.decoder import Params
-from selfevolve_jax import run_dir, sharding
+from selfevolve_jax import hosts, remote, run_dir, sharding
 from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.evaluate import sampler
 from selfevolve_jax.judges.answers import extract
@@ -149,6 +149,7 @@ def check_folder(folder: epath.PathLike, purpose: str) -> None:
     """UserError if `folder` holds something else than a job of this purpose (`Purpose`, or another
     job's that is kept in the same way): for a look before weights are loaded. It may be missing or
     empty."""
+    remote.check(folder)
     path = run_dir.absolute(folder)
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file. Give a folder.")
@@ -165,12 +166,14 @@ def check_folder(folder: epath.PathLike, purpose: str) -> None:
 def open_folder(folder: epath.Path, purpose: str, request: dict[str, Any]) -> None:
     """Makes the folder, or finds that the same was asked of it before; "told" in the request may
     differ. UserError with the difference, and as `check_folder`; DiskError."""
-    check_folder(folder, purpose)
-    again = (folder / run_dir.CONFIG).exists()
+
+    def make() -> None:
+        check_folder(folder, purpose)
+        again = (folder / run_dir.CONFIG).exists()
+        run_dir.create(folder, request, again, frozenset({"told"}))
+
     try:
-        run_dir.check(folder, request, again, frozenset({"told"}))
-        if jax.process_index() == 0:
-            run_dir.create(folder, request, again, frozenset({"told"}))
+        hosts.first("make the job's folder", make)
     except DiskError:
         raise
     except UserError as error:  # its words are a run's, and a job goes by --out
@@ -179,11 +182,7 @@ def open_folder(folder: epath.Path, purpose: str, request: dict[str, Any]) -> No
 
 def agreed(flags: list[bool]) -> list[bool]:
     """What process 0 says, on every process: what each sees of a shared disk may lag behind."""
-    if jax.process_count() == 1:
-        return flags
-    from jax.experimental import multihost_utils
-
-    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(flags))).tolist()
+    return hosts.first("agree on what is done", lambda: flags)
 
 
 def jsonl(records: Sequence[Mapping[str, Any]]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from selfevolve_jax import checkpoint
+from models import decoder
+from models.config import ModelConfig
+from selfevolve_jax import checkpoint, sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.pretrained import source
 
@@ -33,13 +35,7 @@ class CheckpointConfig:
 def load_policy(config: CheckpointConfig, mesh: Mesh) -> checkpoint.Policy:
     """The policy, on `mesh`, with what the config says of it. UserError, before weights are read, for
     a kind of attention that the mesh's devices do not have."""
-    platform = mesh.devices.flat[0].platform
-    needed = {"flash": "tpu", "cudnn": "gpu"}.get(config.attention)
-    if needed and needed != platform:
-        raise UserError(
-            f"policy.attention={config.attention} needs a {needed.upper()}, and the devices here are "
-            f"of kind {platform}. Use auto, which chooses by device, or plain."
-        )
+    sharding.check_attention(config.attention, mesh)
     policy = source.load_policy(
         config.path, mesh, dtype=config.dtype, param_dtype=config.param_dtype
     )
@@ -47,3 +43,23 @@ def load_policy(config: CheckpointConfig, mesh: Mesh) -> checkpoint.Policy:
     if config.remat:
         model = replace(model, remat=config.remat)
     return replace(policy, model=model)
+
+
+def read_model(policy: Any) -> ModelConfig:
+    """The sizes of a recipe's policy, without weights: one that exists, or one made on the spot."""
+    if not isinstance(policy, CheckpointConfig):
+        return policy.model
+    chosen = {f: getattr(policy, f) for f in ("dtype", "param_dtype", "remat", "attention")}
+    return replace(
+        source.read_model(policy.path), **{f: value for f, value in chosen.items() if value}
+    )
+
+
+def check_rollout(model: ModelConfig, rollout_mesh: Mesh | None) -> None:
+    """UserError if the weights do not divide over the devices of the rollouts."""
+    if rollout_mesh is None:
+        return
+    try:
+        sharding.tree_shardings(decoder.abstract_params(model), rollout_mesh)
+    except UserError as error:
+        raise UserError(f"mesh.rollout_tensor does not fit the policy: {error}") from error

@@ -30,7 +30,8 @@ class Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.parts[f"time/{name}_s"], self.last = now - self.last, now
+        name = f"time/{name}_s"  # a part may come several times in a step
+        self.parts[name], self.last = self.parts.get(name, 0.0) + now - self.last, now
 
     def metrics(self, sampled_tokens: int) -> dict[str, float]:
         total = self.last - self.start

@@ -1,8 +1,9 @@
 """The loop: sample, judge, update, and keep or stop. Host code that reads from top to bottom.
 
 What a resumed run needs is in its checkpoint: parameters, optimiser, step, data position, best
-score so far. Random numbers need no state, as every key is folded from (seed, purpose, step, …). So a
-run that was killed at any instant and resumed ends bit for bit where an undisturbed one ends.
+score so far, and one step off the samples of the next step. Random numbers need no state, as every
+key is folded from (seed, purpose, step, …). So a run that was killed at any instant and resumed ends
+bit for bit where an undisturbed one ends.
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ from jax.sharding import Mesh
 
 from models import decoder
 from models.config import ModelConfig
-from selfevolve_jax import alarm, checkpoint, compiles, early_stop, evaluate, sharding, step_log
+from selfevolve_jax import (
+    alarm,
+    checkpoint,
+    compiles,
+    early_stop,
+    evaluate,
+    hosts,
+    sharding,
+    step_draw,
+    step_log,
+)
 from selfevolve_jax import run_dir as files
 from selfevolve_jax.endings import Interrupted, stop_if_broken, stop_signals, words
 from selfevolve_jax.errors import UserError
@@ -26,21 +37,15 @@ from selfevolve_jax.grpo.batch import add_images, build_batch
 from selfevolve_jax.grpo.update import score as trainer_logprobs
 from selfevolve_jax.grpo.update import update_step
 from selfevolve_jax.judges.equivalence import Equivalence
-from selfevolve_jax.judges.paired import with_views
 from selfevolve_jax.judges.registry import NEEDS_PAIRS, NEEDS_STATS, make_judge
+from selfevolve_jax.keys import ADAPTERS, HELD_OUT, step_key
 from selfevolve_jax.metrics import MetricLog, Terminal, read_metrics
 from selfevolve_jax.optimizer import decay_mask, learning_rate, make_optimizer
-from selfevolve_jax.resample import Judged, fill
-from selfevolve_jax.rollout.engine import Samples, generate
-from selfevolve_jax.rollout.prompt_images import PromptImages, encode_images
 from selfevolve_jax.state import abstract_state, init_state, with_adapters
-from selfevolve_jax.tasks.base import Task, batch_at
-from selfevolve_jax.teacher import follow, teacher_params, teacher_vote
+from selfevolve_jax.tasks.base import Task
+from selfevolve_jax.teacher import follow, teacher_params
 from selfevolve_jax.trainable import split, trainable_mask, trains_vision
 from selfevolve_jax.trainer_config import TrainerConfig, check_batch
-
-# Purposes of random keys; each is folded into the seed before anything else.
-ROLLOUT, HELD_OUT, ADAPTERS, TEACHER = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,13 @@ def train(
     folder: epath.Path,
     title: str,
     tracker: Literal["wandb", "trackio"] | None = None,
+    rollout_mesh: Mesh | None = None,
 ) -> Result:
     """Trains one policy on one judge's rewards, in the run directory `folder`.
 
     Goes on from the newest checkpoint in `folder` if there is one. The judge sees no gold unless it
     is the ground-truth judge; what gold there is serves the log and the held-out figures.
+    rollout_mesh: where samples are drawn and the policy is evaluated; `mesh` if None.
     Raises Interrupted after SIGTERM (state saved), TrainingFailed on non-finite numbers.
     """
     check_batch(config, mesh)
@@ -91,9 +98,12 @@ def train(
         )
     grpo, sampling = config.grpo, config.sampling
     reference = params if grpo.kl_coef > 0 else None
-    params, model = with_adapters(params, model, config.lora, _key(seed, ADAPTERS, 0), mesh)
+    params, model = with_adapters(params, model, config.lora, step_key(seed, ADAPTERS, 0), mesh)
     trainable = trainable_mask(model, config.train_vision)
     tower_trained = trains_vision(model, config.train_vision)
+    rollout_device = None if rollout_mesh is None else rollout_mesh.local_devices[0]
+    rollout_mesh = mesh if rollout_mesh is None else rollout_mesh
+    placed = step_draw.placer(model, trainable, mesh, rollout_mesh, config.one_step_off)
     tx = make_optimizer(
         config.optimizer,
         config.steps * grpo.minibatches,
@@ -123,10 +133,12 @@ def train(
             threshold=config.vote_threshold,
             trained=config.trained_per_prompt,
         )
-        if main:
-            checkpoint.save_policy_files(
+        hosts.first(
+            "write the policy's files",
+            lambda: checkpoint.save_policy_files(
                 folder, model, task.tokenizer, task.stop_tokens, task.images
-            )
+            ),
+        )
         newest = checkpoint.open_checkpoints(folder / checkpoint.LATEST, config.keep)
         stack.callback(checkpoint.close, newest)
         best = checkpoint.open_checkpoints(folder / checkpoint.BEST, 1)
@@ -150,6 +162,7 @@ def train(
             state, progress = restored
             resume_step = int(state.step)
         progress.setdefault("ended", None)
+        stored = progress.pop("ahead", None)  # samples of the next step, where it is one step off
         for kept in (best, sound):
             if kept is not None:
                 checkpoint.forget_after(kept, -1 if resume_step is None else resume_step)
@@ -161,35 +174,39 @@ def train(
             tracker_id=progress["tracker_id"],
         )
         stack.callback(log.close)
-        progress["tracker_id"] = log.tracker_id
+        progress["tracker_id"] = hosts.first("name the run for its tracker", lambda: log.tracker_id)
         terminal = stack.enter_context(Terminal(config.steps, title, main))
         stop = stack.enter_context(stop_signals())
         # Both rules that end a run are functions of what is logged, so a resume reads them off it.
-        lines = [] if resume_step is None else read_metrics(folder / files.METRICS)
+        lines = []
+        if resume_step is not None:
+            lines = hosts.first("read the log", lambda: read_metrics(folder / files.METRICS))
         lines = [line for line in lines if line["step"] <= (resume_step or 0)]
         history = [alarm.signals(line) for line in lines if line["step"]]
         means = [line["eval/mean"] for line in lines if "eval/mean" in line]
         fired = next((line["step"] for line in lines if line.get("alarm/fired")), None)
         compiled = stack.enter_context(compiles.count())
+        stack.enter_context(hosts.telling())  # before what is above waits for the other processes
         if resume_step is not None:
             terminal.message(f"{title}: goes on from the checkpoint of step {resume_step}")
 
         def held_out(step: int) -> dict[str, float]:
             if not can_score:
                 return {}
-            return evaluate.score(
-                state.params,
-                model,
-                task,
-                task.held_out,
-                equivalence,
-                k=config.eval_samples,
-                key=_key(seed, HELD_OUT, step),
-                sampling=sampling,
-                max_new_tokens=config.max_new_tokens,
-                mesh=mesh,
-                rollout=config.rollout,
-            ).metrics()
+            with jax.default_device(rollout_device):
+                return evaluate.score(
+                    placed(state.params),
+                    model,
+                    task,
+                    task.held_out,
+                    equivalence,
+                    k=config.eval_samples,
+                    key=step_key(seed, HELD_OUT, step),
+                    sampling=sampling,
+                    max_new_tokens=config.max_new_tokens,
+                    mesh=rollout_mesh,
+                    rollout=config.rollout,
+                ).metrics()
 
         def evaluated(step: int) -> dict[str, float]:
             """Held-out figures, logged names; the best state is kept. With early stopping the base
@@ -235,58 +252,14 @@ def train(
             stop_if_broken(step, metrics, folder)
             terminal.step(step, metrics)
 
-        seen: PromptImages | None = None
+        drawing = step_draw.Drawing(
+            *(task, model, config, seed, judge, needs_gold, equivalence),
+            *(rollout_mesh, rollout_device, taught, tower_trained, paired, stats),
+        )
 
-        def judged(n: int, round: int) -> Judged:
-            """The next n rows of the stream, sampled and judged; round counts from 0 in each step."""
-            nonlocal seen
-            problems = n // 2 if paired else n
-            rows = batch_at(task.train, seed, progress["position"], problems)
-            progress["position"] += problems
-            rows = with_views(rows) if paired else rows
-            seen = encode_images(state.params, rows, task.images, model, mesh)
-
-            def sample(params: decoder.Params, purpose: int, seen: PromptImages | None) -> Samples:
-                key = _key(seed, purpose, step)
-                return generate(
-                    params,
-                    [row.prompt_tokens for row in rows],
-                    [row.id for row in rows],
-                    config.samples_per_prompt,
-                    jax.random.fold_in(key, round) if round else key,
-                    sampling,
-                    max_new_tokens=config.max_new_tokens,
-                    stop_tokens=task.stop_tokens,
-                    cfg=model,
-                    mesh=mesh,
-                    config=config.rollout,
-                    images=seen,
-                    stats=stats,
-                )
-
-            samples = sample(state.params, ROLLOUT, seen)
-            texts, teacher_texts = evaluate.decode(task.tokenizer, samples), []
-            clock.lap("rollout")
-            if taught:
-                slow, shown = teacher_params(state, trainable), seen
-                if tower_trained:
-                    shown = encode_images(slow, rows, task.images, model, mesh)
-                teacher_texts = evaluate.decode(task.tokenizer, sample(slow, TEACHER, shown))
-                clock.lap("teacher")
-                verdict = teacher_vote(
-                    texts,
-                    teacher_texts,
-                    task.answer,
-                    equivalence,
-                    threshold=config.vote_threshold,
-                    trained=config.trained_per_prompt,
-                )
-            else:
-                verdict = judge(
-                    [r if needs_gold else r.hide_gold() for r in rows], texts, step, samples
-                )
-            clock.lap("judge")
-            return Judged(rows, samples, texts, verdict, teacher_texts)
+        def sampler_weights() -> step_draw.Weights:
+            slow = placed(teacher_params(state, trainable)) if taught else None
+            return step_draw.Weights(placed(state.params), slow, int(state.step))
 
         def finish(why: str, step: int) -> None:
             """Ends the run, with the policy of an earlier step where `why` asks for one."""
@@ -306,19 +279,18 @@ def train(
                 state = replace(state, step=sharding.put_replicated(np.int32(step), mesh))
             terminal.message(f"{title}: {words(ended)}")
 
+        ahead: step_draw.Drawn | None = None  # the next step's batch, where it is one step off
         for step in range(int(state.step) + 1, config.steps + 1):
             if progress["ended"]:
                 break
             clock = step_log.Clock()
-            jax.block_until_ready(state.step)  # the rollout needs it anyway; so the split is true
+            jax.block_until_ready(state.step)  # its weights are needed now; so the split is true
             clock.lap("update_wait")
-            before = progress["position"]
-            kept, dropped, rounds = fill(
-                judged(config.prompts_per_step, 0), judged, config.resample
-            )
+            before, weights = progress["position"], sampler_weights()
+            drawn = ahead or step_draw.draw(drawing, step, before, weights, clock, stored)
+            stored, progress["position"] = None, drawn.position
+            kept, seen = drawn.kept, drawn.seen
             rows, samples, verdict = kept.rows, kept.samples, kept.verdict
-            if dropped is not None:
-                seen = encode_images(state.params, rows, task.images, model, mesh)
             batch = build_batch(
                 [row.prompt_tokens for row in rows],
                 samples,
@@ -353,14 +325,20 @@ def train(
             if teacher_decay is not None:
                 state = follow(state, teacher_decay, trainable)
             clock.lap("update_dispatch")
+            ahead = None
+            if config.one_step_off and step < config.steps:  # the update goes on meanwhile
+                ahead = step_draw.draw(drawing, step + 1, drawn.position, weights, clock)
+            del weights
             settle()
             host_metrics: dict[str, Any] = step_log.sample_metrics(kept, equivalence, gold_known)
             if config.resample:
-                host_metrics["resample/rounds"] = rounds
+                host_metrics["resample/rounds"] = drawn.rounds
                 host_metrics["resample/rows"] = progress["position"] - before
             if main:
-                records = step_log.sample_records(step, kept, dropped)
+                records = step_log.sample_records(step, kept, drawn.dropped)
                 files.write_samples(folder, step, step_log.with_pictures(records, rows, folder))
+            if config.one_step_off:
+                host_metrics["policy/staleness"] = step - 1 - drawn.updates
             clock.lap("log")
             host_metrics |= clock.metrics(int(samples.lengths_RxG.sum()))
             host_metrics["train/learning_rate"] = rate((step - 1) * grpo.minibatches)
@@ -393,7 +371,8 @@ def train(
                     checkpoint.save_async(sound, state, step, progress)
                     checkpoint.finish(sound)
                 checkpoint.finish(best)
-                checkpoint.save_async(newest, state, step, progress)
+                pending_draw = {"ahead": step_draw.to_store(ahead)} if ahead and not why else {}
+                checkpoint.save_async(newest, state, step, progress | pending_draw)
             if stopping or why:
                 break
         checkpoint.finish(best)
@@ -406,7 +385,3 @@ def train(
     return Result(
         progress["before"], progress["scores"], progress["best"], state.params, progress["ended"]
     )
-
-
-def _key(seed: int, purpose: int, step: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)

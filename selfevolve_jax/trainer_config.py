@@ -29,6 +29,9 @@ class TrainerConfig:
     prompts in a row of training tokens. Both change the time a step takes, and not its numbers.
     lora: adapters are trained in place of the weights. train_vision: the vision tower too, where the
     policy has one; with shared_prompt=samples_per_prompt it then encodes each prompt once.
+    one_step_off: the samples of a step are drawn with the weights that the step before it began with,
+    so that on devices of their own (mesh.rollout) they are drawn while that step's update goes on;
+    grpo.importance_cap corrects for it.
     The cures of collapse: resample: how many times further rows of the stream may replace those that
     vote_threshold leaves out (`resample.fill`). teacher_decay: a moving average of the policy votes in
     its place (`teacher`); for the judge `majority` alone, the other arms train as without it.
@@ -49,6 +52,7 @@ class TrainerConfig:
     shared_prompt: int = 1
     pack: bool = False
     train_vision: bool = False
+    one_step_off: bool = False
     resample: int = 0
     teacher_decay: float | None = None
     alarm: Literal["off", "warn", "stop", "rollback"] = "warn"
@@ -89,6 +93,11 @@ class TrainerConfig:
             raise UserError(
                 f"trainer.train_vision=True trains the whole vision tower, and trainer.lora.rank="
                 f"{self.lora.rank} adapters alone. Use trainer.lora.vision for adapters in the tower."
+            )
+        if self.one_step_off and self.grpo.importance_cap is None:
+            raise UserError(
+                "trainer.one_step_off=True trains on samples of an older policy, and trainer.grpo."
+                "importance_cap=None does not correct for it. Set trainer.grpo.importance_cap=2.0."
             )
         check_sampling(self.sampling)
         if self.sampling.temperature == 0:

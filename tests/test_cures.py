@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from models.config import ModelConfig
-from selfevolve_jax import alarm, checkpoint, run_dir, state, teacher, trainer
+from selfevolve_jax import alarm, checkpoint, keys, run_dir, state, teacher, trainer
 from selfevolve_jax.early_stop import EarlyStop
 from selfevolve_jax.endings import Interrupted
 from selfevolve_jax.errors import UserError
@@ -75,7 +75,7 @@ def scripted(monkeypatch):
     """Replaces held-out scoring by means written down: step -> mean."""
 
     def use(means):
-        steps = {_numbers(trainer._key(0, trainer.HELD_OUT, s)): s for s in means}
+        steps = {_numbers(keys.step_key(0, keys.HELD_OUT, s)): s for s in means}
 
         def score(*args, key, **kwargs):
             nothing: Any = None  # the loop reads no grades

@@ -19,7 +19,7 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from models.config import ModelConfig
-from selfevolve_jax import run_dir, state, trainer
+from selfevolve_jax import run_dir, state, step_draw, trainer
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.tasks import arithmetic
@@ -123,7 +123,7 @@ def test_resumed_from_what_any_moment_leaves_behind(mesh1, tmp_path, monkeypatch
         )  # fmt: skip
 
     reference, moments = tmp_path / "reference", []
-    generate = trainer.generate
+    generate = step_draw.generate
 
     def watched(*args, **kwargs):
         moments.append(tmp_path / f"moment{len(moments)}")
@@ -131,7 +131,7 @@ def test_resumed_from_what_any_moment_leaves_behind(mesh1, tmp_path, monkeypatch
         return generate(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "generate", watched)
+        patch.setattr(step_draw, "generate", watched)
         train(reference)
     assert len(moments) == 6
     writing = [m for m in moments if list(m.rglob("*orbax-checkpoint-tmp*"))]
@@ -193,7 +193,8 @@ def lines_in(file):
     ids=["on-policy", "minibatches-and-kl", "cures"],
 )
 def test_killed_three_times_and_resumed(command, tmp_path, options):
-    """SIGKILL after a random step, in the middle of a checkpoint, and after another random step."""
+    """SIGKILL after a random step, in the middle of a checkpoint, and after another random step; every
+    life is started with the same words."""
     reference, killed = tmp_path / "reference", tmp_path / "killed"
     finish(command(reference, *options))
     arm, chance = killed / "arms" / "srt", random.Random(7)
@@ -204,10 +205,10 @@ def test_killed_three_times_and_resumed(command, tmp_path, options):
         lambda: any("orbax-checkpoint-tmp" in p.name for p in saving.iterdir()),
         lambda: lines_in(arm / run_dir.METRICS) > second,
     ]
-    resume = []
     for moment in moments:
-        process = command(killed, *options, *resume)
-        if resume:  # what the life before left behind does not count
+        begun = (killed / run_dir.CONFIG).exists()
+        process = command(killed, *options, "--resume")
+        if begun:  # what the life before left behind does not count
             while not (process.stdout.readline() or "srt").startswith("srt"):
                 pass
         watch(process, moment)
@@ -216,8 +217,7 @@ def test_killed_three_times_and_resumed(command, tmp_path, options):
         process.kill()
         _, err = process.communicate()
         assert process.returncode == -signal.SIGKILL, f"it had ended before: {err}"
-        resume = ["--resume"] if (killed / run_dir.CONFIG).exists() else []
-    finish(command(killed, *options, *resume))
+    finish(command(killed, *options, "--resume"))
     assert_same_run(arm, reference / "arms" / "srt")
     one, other = (run_dir.read_summary(run)["arms"] for run in (killed, reference))
     assert one == other
@@ -237,15 +237,13 @@ def test_a_replication_killed_while_it_labels_and_while_it_trains(command, tmp_p
         lambda: (killed / "seed0" / "labels" / "part_00001.jsonl").exists(),
         lambda: lines_in(last / run_dir.METRICS) > 5,
     ]
-    resume = []
     for moment in moments:
-        process = start(killed, *options, *resume)
+        process = start(killed, *options, "--resume")
         watch(process, moment)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        resume = ["--resume"]
-    finish(start(killed, *options, *resume))
+    finish(start(killed, *options, "--resume"))
     for seed in ("seed0", "seed1"):
         one, other = (run / seed / "labels" for run in (killed, reference))
         for file in sorted(p.name for p in other.glob("*.jsonl")):

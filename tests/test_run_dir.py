@@ -68,10 +68,32 @@ def test_a_folder_that_cannot_be_is_refused_by_name(tmp_path):
 
 def test_resume_of_what_is_no_run_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    for path in (tmp_path, tmp_path / "absent"):
-        with pytest.raises(UserError, match=r"no config\.json"):
-            run_dir.create(str(path), CONFIG, resume=True)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        run_dir.create(str(tmp_path), CONFIG, resume=True)
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("left", [None, (), (".config.json.71.tmp",)])
+def test_one_command_line_serves_the_first_start_and_every_restart(tmp_path, capsys, left):
+    """left: what a life before left behind; None for no directory. With --resume the first start says
+    that it is one, and the next life resumes; a change of options is refused as ever."""
+    run = tmp_path / "run"
+    if left is not None:
+        run.mkdir()
+        for name in left:
+            (run / name).write_text("{torn")
+    run_dir.check(run, CONFIG, True)
+    assert run.exists() == (left is not None)  # a check makes nothing
+    run_dir.create(run, CONFIG, True)
+    said = capsys.readouterr().out
+    assert "nothing is there to resume" in said and str(run) in said
+    run_dir.check(run, CONFIG, True)  # another process of the run, which looks a moment later
+    run_dir.create(run, CONFIG, True)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError, match="seed"):
+        run_dir.create(run, changed(seed=1), True)
+    with pytest.raises(UserError, match="already exists"):
+        run_dir.create(run, CONFIG, False)
 
 
 @pytest.mark.parametrize("text", ["{torn", "[1]", '{"versions": {}}', "\xff"])

@@ -18,7 +18,6 @@ from selfevolve_jax.errors import UserError
 
 NAME = "agents.git"
 MOST_FILES, MOST_BYTES = 2_000, 16 << 20
-DIFF_BYTES = 1 << 20
 
 
 def refusal(tree: Tree) -> str:
@@ -86,13 +85,6 @@ def get(repository: Path, commit: str) -> dict[str, bytes]:
         tree[path] = answer[end + 1 : end + 1 + size]
         at = end + 1 + size + 1
     return tree
-
-
-def diff(repository: Path, before: str, after: str, most: int = DIFF_BYTES) -> tuple[str, int]:
-    """(unified diff of two commits, cut to `most` bytes; the bytes that it has in all)."""
-    command = ("diff-tree", "-p", "-r", "--no-ext-diff", "--no-textconv", "--no-renames")
-    made = _git(repository, *command, _hash(before), _hash(after))
-    return made[:most].decode(errors="replace"), len(made)
 
 
 def _data(content: bytes) -> bytes:

@@ -137,8 +137,10 @@ def add_images(
     if trained:
         pixels = jax.tree.map(lambda x: np.repeat(x[:prompts], copies, axis=0), seen.pixels)
         return replace(batch, pixels=sharding.put_batch(pixels, mesh))
-    constrain = sharding.constrainer(mesh)
-    return replace(batch, features_BxUxD=_repeated(seen.features_RxUxD, prompts, copies, constrain))
+    constrain, features = sharding.constrainer(mesh), seen.features_RxUxD
+    if not features.devices() <= set(mesh.devices.flat):  # encoded where the rollouts are
+        features = sharding.reshard(features, sharding.replicated(mesh))
+    return replace(batch, features_BxUxD=_repeated(features, prompts, copies, constrain))
 
 
 @functools.partial(jax.jit, static_argnames=("rows", "copies", "constrain"))

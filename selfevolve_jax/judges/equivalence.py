@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from selfevolve_jax import hosts
 from selfevolve_jax.errors import UserError
 
 _WORKER = Path(__file__).with_name("math_worker.py")
@@ -79,11 +80,11 @@ class Equivalence:
             answers = dict.fromkeys(answer for key in new for answer in key)
             usable = {a: self._usable[a] for a in answers if a in self._usable}
             fresh = [a for a in answers if a not in usable]
-            usable |= zip(fresh, self._ask([[a] for a in fresh]), strict=True)
+            usable |= zip(fresh, self._share([[a] for a in fresh]), strict=True)
             _remember(self._usable, usable)
             comparable = [(a, b) for a, b in new if usable[a] and usable[b]]
             asked = dict.fromkeys(new, False)
-            asked |= zip(comparable, self._ask([list(key) for key in comparable]), strict=True)
+            asked |= zip(comparable, self._share([list(key) for key in comparable]), strict=True)
             _remember(self._equal, asked)
             known |= asked
         return [key[0] == key[1] or known[key] for key in keys]
@@ -102,6 +103,19 @@ class Equivalence:
                 assert pipe is not None
                 pipe.close()
             process.wait()
+
+    def _share(self, tasks: list[list[str]]) -> list[bool]:
+        """`_ask`, each process of the run its share: a limit that one hits counts for all."""
+        before = self.timeouts
+
+        def work(share: Sequence[list[str]]) -> list[tuple[bool, int]]:
+            verdicts = self._ask(list(share))
+            return [(verdict, self.timeouts - before) for verdict in verdicts]
+
+        told = hosts.split("judge the answers", tasks, work)
+        if len(told):
+            self.timeouts = before + sum(n for _, n in told[: hosts.count()])
+        return [verdict for verdict, _ in told]
 
     def _ask(self, tasks: list[list[str]]) -> list[bool]:
         """One verdict a task. A task that is ended by a limit costs only itself."""

@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from models import decoder
 from models.config import ModelConfig
-from selfevolve_jax import checkpoint, evaluate, made_base, run_dir, sharding, trainer
+from selfevolve_jax import checkpoint, evaluate, hosts, made_base, run_dir, sharding, trainer
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.experiment import say
 from selfevolve_jax.judges.equivalence import Equivalence
@@ -37,6 +37,7 @@ from selfevolve_jax.sharding import MeshConfig
 from selfevolve_jax.srt import run as srt
 from selfevolve_jax.srt.base import get_base
 from selfevolve_jax.srt.recipe import BaseConfig, CheckpointConfig, SRTRecipe
+from selfevolve_jax.starting_point import check_rollout, read_model
 from selfevolve_jax.tasks import arithmetic
 from selfevolve_jax.tasks.arithmetic import ArithmeticConfig
 from selfevolve_jax.tasks.base import Task
@@ -118,21 +119,29 @@ def run_levels(
     start lacks gold answers.
     """
     began, main = time.monotonic(), jax.process_index() == 0
-    mesh = sharding.make_mesh(recipe.mesh)
+    mesh, rollout_mesh = sharding.make_meshes(recipe.mesh)
     trainer.check_batch(recipe.trainer, mesh)  # before any folder is made or weight loaded
+    if rollout_mesh is not None:
+        check_rollout(read_model(recipe.policy), rollout_mesh)
     config = run_dir.jsonable(recipe)
     folder = run_dir.absolute(folder)
-    run_dir.check(folder, config, resume, MAY_CHANGE)
-    # Read by all processes before any work that they share, so before the first writes it again.
-    found = (folder / run_dir.SUMMARY).exists()
-    summary = {"arms": {}, "levels": {}, "matrix": {}, "seconds": 0.0} | (
-        run_dir.read_summary(folder) if found else {}
+
+    def look() -> dict[str, Any]:
+        run_dir.check(folder, config, resume, MAY_CHANGE)
+        return run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {}
+
+    summary = {"arms": {}, "levels": {}, "matrix": {}, "seconds": 0.0} | hosts.first(
+        "look at the run directory", look
     )
     summary["levels"] = {level_name(n): describe(c) for n, c in enumerate(recipe.levels, 1)}
     spent = summary["seconds"]
     tasks, policy = load_levels(recipe, mesh, say=say if main else lambda text: None)
+    hosts.first(
+        "make the run directory",
+        lambda: str(run_dir.create(folder, config, resume, MAY_CHANGE)),
+    )
+    run_dir.check_shared(folder)
     if main:
-        run_dir.create(folder, config, resume, MAY_CHANGE)
         for name, task in zip(summary["levels"], tasks, strict=True):
             say(
                 f"{name}, {summary['levels'][name]}: {len(task.train)} problems to train on, "
@@ -152,9 +161,12 @@ def run_levels(
     ) -> tuple[decoder.Params, ModelConfig]:
         """One stage; the policy that it ends with, scored."""
         stage_dir = folder / "arms" / name
-        if main:
+
+        def create() -> None:
             again = (stage_dir / run_dir.CONFIG).exists()
             run_dir.create(stage_dir, {**config, "arm": name}, again, MAY_CHANGE)
+
+        hosts.first("make the stage's directory", create)
         result = trainer.train(
             params,
             model,
@@ -166,6 +178,7 @@ def run_levels(
             folder=stage_dir,
             title=name,
             tracker=tracker,
+            rollout_mesh=rollout_mesh,
         )
         summary["arms"][name] = {
             "before": result.before,

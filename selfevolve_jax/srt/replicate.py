@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 from etils import epath
 
-from selfevolve_jax import run_dir
+from selfevolve_jax import hosts, run_dir
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.report.replicate import write
 from selfevolve_jax.srt.recipe import SRTRecipe
@@ -52,19 +52,26 @@ def replicate(
     config = run_dir.jsonable(recipe)
     folder = run_dir.absolute(folder)
     may_change = MAY_CHANGE | {"seeds"}
-    run_dir.check(folder, config, resume, may_change)
-    if main:
+
+    def create() -> dict:
         run_dir.create(folder, config, resume, may_change)
-    earlier = run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {}
+        return run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {}
+
+    earlier = hosts.first("make the run directory", create)
     summary: dict = {"seeds": {}, "seconds": 0.0}
     for seed in range(recipe.seed, recipe.seed + (1 if recipe.quick else recipe.seeds)):
         part = folder / f"seed{seed}"
         if main:
             print(f"── seed {seed}", flush=True)
-        if _finished(part, recipe.arms):
-            summary["seeds"][str(seed)] = run_dir.read_summary(part)
+
+        def found(part=part) -> tuple[dict | None, bool]:
+            done = run_dir.read_summary(part) if _finished(part, recipe.arms) else None
+            return done, (part / run_dir.CONFIG).exists()
+
+        done, again = hosts.first("look at the seed's run", found)
+        if done is not None:
+            summary["seeds"][str(seed)] = done
         else:
-            again = (part / run_dir.CONFIG).exists()
             summary["seeds"][str(seed)] = run(
                 recipe.of_seed(seed), part, resume=again, tracker=tracker
             )

@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 
 from etils import epath
 
+from selfevolve_jax import remote
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.ui_genie import accessibility, tfrecord
 from selfevolve_jax.ui_genie.accessibility import Box
@@ -107,6 +108,7 @@ def resized(
 def split_ids(folder: str | os.PathLike[str], split: str) -> frozenset[int]:
     """Episode ids of a split (train, validation, test) or a part of test (IDD, app_unseen, task_unseen,
     category_unseen). UserError for another name or a damaged file."""
+    remote.check(folder)
     name = "splits.json" if split in SPLITS else "test_subsplits.json"
     path = epath.Path(folder) / name
     parts = _json_file(path)
@@ -124,6 +126,7 @@ def split_ids(folder: str | os.PathLike[str], split: str) -> frozenset[int]:
 def shards(folder: str | os.PathLike[str]) -> list[epath.Path]:
     """The shards in order. UserError if there are none or some are missing: their episodes would
     leave the denominator without a word."""
+    remote.check(folder)
     folder = epath.Path(folder)
     try:
         found = {path.name: path for path in folder.iterdir() if _SHARD.fullmatch(path.name)}

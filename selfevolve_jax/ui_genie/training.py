@@ -4,7 +4,7 @@ the reward model's alike."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import optax
@@ -77,7 +77,7 @@ def train_policy(
     """
     folder, main = epath.Path(folder), jax.process_index() == 0
     if (folder / TRAINED).exists():
-        return checkpoint.load_policy(folder, mesh)
+        return replace(checkpoint.load_policy(folder, mesh), model=policy.model)
     if main:
         checkpoint.save_policy_files(
             folder, policy.model, policy.tokenizer, policy.stop_tokens, policy.images
@@ -124,4 +124,4 @@ def train_policy(
         checkpoint.close(checkpoints)
     if main:
         run_dir.write_json_atomic(folder / TRAINED, {"steps": made.steps, "last_loss": loss})
-    return checkpoint.load_policy(folder, mesh)
+    return replace(checkpoint.load_policy(folder, mesh), model=policy.model)

@@ -91,7 +91,8 @@ def write_screenshots(folder: str | os.PathLike[str], screenshots: Mapping[str, 
     kept = epath.Path(folder) / SCREENSHOTS
     with disk_errors(kept):
         kept.mkdir(parents=True, exist_ok=True)
-    there = {path.name for path in kept.iterdir()}
+    # A bucket has no empty folders, whatever was made.
+    there = {path.name for path in kept.iterdir()} if kept.exists() else set()
     for name, png in screenshots.items():
         if name != keep(png):
             raise ValueError(f"screenshot {name} is not named by its content ({keep(png)})")

@@ -217,7 +217,6 @@ def test_what_cannot_be_learnt_from_is_said(policy, blind, place, capsys):
         ([path, "--warmup", "1"], ["warmup=1.0"]),
         ([path, "--save-every", "0"], ["save_every=0"]),
         ([path, "--seed", "-1"], ["seed=-1"]),
-        ([path, "--resume"], ["out is not a run directory"]),
     ]:
         assert says(refused(capsys, *typed(policy, *more, "--out", "out")), *words), more
         assert not (place / "out").exists()

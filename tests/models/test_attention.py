@@ -1,12 +1,9 @@
-"""Flash attention against the plain one, by Pallas' interpreter; which is chosen where.
-
-What no CPU can show is compiled ahead of time by `selfevolve compile`; here only that the program for a
-TPU holds the kernels.
-"""
+"""Flash attention against the plain one, by Pallas' interpreter; which is chosen where."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -48,24 +45,27 @@ def packed(seed: int, B: int, T: int) -> tuple[np.ndarray, np.ndarray]:
     return segment, branch
 
 
-def mixture_and_gradients(kind, qkv, segment, branch, constrain=unconstrained, heed=None):
-    """The mixture [B, T, H, K] and gradients of a random weighting of it by q, k and v, float32."""
+@functools.partial(jax.jit, static_argnames=("cfg", "constrain", "blocks"))
+def both(qkv, segment, branch, weight, cfg, constrain, blocks):
+    del blocks  # so that what was compiled for others is not taken for these
+
+    def loss(qkv):
+        mixed = attention.self_attention(segment, branch, cfg, constrain)(*qkv)
+        return (mixed.astype(jnp.float32) * weight).sum(), mixed
+
+    (_, mixed), grads = jax.value_and_grad(loss, has_aux=True)(qkv)
+    return [mixed, *grads]
+
+
+def mixture_and_gradients(kind, qkv, ids, constrain=unconstrained, heed=True):
+    """The mixture [B, T, H, K] and gradients by q, k and v, float32, of a random weighting of what is
+    heeded of it."""
     B, T, H, K = qkv[0].shape
     cfg = config(kind, H, qkv[1].shape[2], K, qkv[0].dtype.name)
     weight = np.random.default_rng(7).normal(size=(B, T, H, K)).astype(np.float32)
-    if heed is not None:
-        weight = weight * heed[:, :, None, None]
-
-    @jax.jit
-    def both(qkv, segment, branch):
-        def loss(qkv):
-            mixed = attention.self_attention(segment, branch, cfg, constrain)(*qkv)
-            return (mixed.astype(jnp.float32) * weight).sum(), mixed
-
-        (_, mixed), grads = jax.value_and_grad(loss, has_aux=True)(qkv)
-        return [mixed, *grads]
-
-    return [np.asarray(x, np.float32) for x in both(qkv, segment, branch)]
+    weight = np.where(np.broadcast_to(heed, (B, T))[:, :, None, None], weight, 0.0)
+    found = both(qkv, *ids, weight, cfg, constrain, flash.BLOCKS)
+    return [np.asarray(x, np.float32) for x in found]
 
 
 def assert_close(got, want, tolerance: float):
@@ -81,44 +81,43 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(flash, "BLOCKS", (8,))
 
 
-@settings(max_examples=12, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    T=st.sampled_from([1, 7, 8, 29, 40]),
-    heads=st.sampled_from([(1, 1), (4, 2), (6, 2), (3, 1)]),
-)
-def test_flash_equals_plain_forward_and_backward(seed, T, heads):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flash, "LANES", 8)
-        patch.setattr(flash, "BLOCKS", (8,))
-        qkv, ids = operands(seed, 2, T, *heads, 8), packed(seed, 2, T)
-        want = mixture_and_gradients("plain", qkv, *ids)
-        assert_close(mixture_and_gradients("flash", qkv, *ids), want, 1e-5)
+@pytest.mark.parametrize(("T", "H", "N"), [(1, 1, 1), (29, 4, 2), (40, 3, 1)])
+def test_flash_equals_plain_forward_and_backward(small_blocks, T, H, N):
+    """Up to five blocks of 8, the last one ragged; heads in groups of 1, 2 and 3."""
+
+    @settings(max_examples=15, deadline=None)
+    @given(seed=st.integers(0, 10**6))
+    def check(seed):
+        qkv, ids = operands(seed, 2, T, H, N, 8), packed(seed, 2, T)
+        want = mixture_and_gradients("plain", qkv, ids)
+        assert_close(mixture_and_gradients("flash", qkv, ids), want, 1e-5)
+
+    check()
 
 
-@pytest.mark.parametrize(("T", "K"), [(130, 64), (384, 16), (700, 16)])
+@pytest.mark.parametrize(("T", "K"), [(130, 64), (700, 16)])
 def test_flash_equals_plain_in_the_blocks_that_a_tpu_runs(T, K):
-    """One block of 256, one of 384, and 768 = 2 x 384 for an odd length."""
+    """130 in one block of 256, 700 in two of 384."""
     qkv, ids = operands(T, 1, T, 2, 1, K), packed(T, 1, T)
-    want = mixture_and_gradients("plain", qkv, *ids)
-    assert_close(mixture_and_gradients("flash", qkv, *ids), want, 1e-5)
+    want = mixture_and_gradients("plain", qkv, ids)
+    assert_close(mixture_and_gradients("flash", qkv, ids), want, 1e-5)
 
 
 def test_flash_equals_plain_in_bfloat16(small_blocks):
     """Both round probabilities to 8 bits, one before and one after dividing by their sum."""
     qkv, ids = operands(0, 2, 40, 4, 2, 8), packed(0, 2, 40)
-    exact = mixture_and_gradients("plain", qkv, *ids)
-    got = mixture_and_gradients("flash", [x.astype(jnp.bfloat16) for x in qkv], *ids)
+    exact = mixture_and_gradients("plain", qkv, ids)
+    got = mixture_and_gradients("flash", [x.astype(jnp.bfloat16) for x in qkv], ids)
     assert_close(got, exact, 2e-2)
 
 
-def test_scores_of_any_size_give_no_nan(small_blocks):
+@pytest.mark.parametrize(("size", "tolerance"), [(0.0, 1e-5), (1e4, 2e-2)])
+def test_scores_of_any_size_give_no_nan(small_blocks, size, tolerance):
+    """At 1e4 scores are rounded to about 2e-3, and weights are as wrong by either."""
     q, k, v = operands(1, 1, 24, 2, 1, 8)
-    ids = packed(1, 1, 24)
-    for size in (0.0, 1e4):
-        qkv = [q * size, k, v]
-        want = mixture_and_gradients("plain", qkv, *ids)
-        assert_close(mixture_and_gradients("flash", qkv, *ids), want, 1e-5)
+    qkv, ids = [q * size, k, v], packed(1, 1, 24)
+    want = mixture_and_gradients("plain", qkv, ids)
+    assert_close(mixture_and_gradients("flash", qkv, ids), want, tolerance)
 
 
 def test_by_hand():
@@ -134,14 +133,15 @@ def test_by_hand():
 def test_padding_changes_nothing_real(small_blocks):
     """Neither what stands at padding, nor how much of it there is, changes a bit of a real token's
     mixture, and padding gets no gradient from real tokens."""
-    qkv, (segment, branch) = operands(2, 2, 40, 4, 2, 8), packed(2, 2, 40)
+    qkv, ids = operands(2, 2, 40, 4, 2, 8), packed(2, 2, 40)
+    segment, _ = ids
     segment[:, 30:] = PADDING
     real = segment != PADDING
     other = [jnp.where(real[:, :, None, None], x, 1e3) for x in qkv]
     cut = [x[:, :32] for x in qkv]
-    got = mixture_and_gradients("flash", qkv, segment, branch, heed=real)
-    changed = mixture_and_gradients("flash", other, segment, branch, heed=real)
-    short = mixture_and_gradients("flash", cut, segment[:, :32], branch[:, :32])
+    got = mixture_and_gradients("flash", qkv, ids, heed=real)
+    changed = mixture_and_gradients("flash", other, ids, heed=real)
+    short = mixture_and_gradients("flash", cut, [x[:, :32] for x in ids])
     np.testing.assert_array_equal(got[0][real], changed[0][real])
     np.testing.assert_array_equal(got[0][:, :32][real[:, :32]], short[0][real[:, :32]])
     for a, b in zip(got[1:], changed[1:], strict=True):
@@ -152,11 +152,12 @@ def test_padding_changes_nothing_real(small_blocks):
 def test_a_block_is_skipped_only_if_nothing_in_it_is_seen():
     """And is skipped at all: two segments of a block each never meet, nor do two branches."""
     draw = np.random.default_rng(0)
-    for _ in range(300):
-        q, k = draw.integers(-1, 3, (2, 4, 2))
-        q[:, 1], k[:, 1] = abs(q[:, 1]), abs(k[:, 1])
-        if np.asarray(flash._visible(q, k.T, 1, 0, 4)).any():
-            assert flash._may_meet(q, k.T)
+    q, k = draw.integers(-1, 3, (2, 1000, 3, 2))
+    q[..., 1], k[..., 1] = abs(q[..., 1]), abs(k[..., 1])
+    k = k.swapaxes(1, 2)
+    seen = jax.vmap(lambda q, k: flash._visible(q, k, 1, 0, 3).any())(q, k)
+    meet = jax.vmap(flash._may_meet)(q, k)
+    assert 0 < seen.sum() < meet.sum() < 1000 and not (seen & ~meet).any()
     for q, k, meet in (((0, 0), (1, 0), 0), ((0, 1), (0, 2), 0), ((0, 1), (0, 0), 1)):
         q, k = np.full((4, 2), q), np.full((4, 2), k)
         assert bool(flash._may_meet(q, k.T)) == bool(meet)
@@ -165,33 +166,32 @@ def test_a_block_is_skipped_only_if_nothing_in_it_is_seen():
 def test_sharded_equals_unsharded(mesh8, small_blocks):
     """Rows over data and fsdp, heads and kv heads over tensor, by the kernel on each device."""
     qkv, ids = operands(3, 8, 24, 4, 2, 8), packed(3, 8, 24)
-    whole = mixture_and_gradients("flash", qkv, *ids)
+    whole = mixture_and_gradients("flash", qkv, ids)
     constrain = sharding.constrainer(mesh8)
     axes = (attention._Q_AXES, attention._KV_AXES, attention._KV_AXES)
     spread = [
         jax.device_put(x, sharding.named(mesh8, a, x.shape, "x"))
         for x, a in zip(qkv, axes, strict=True)
     ]
-    got = mixture_and_gradients("flash", spread, *ids, constrain=constrain)
+    got = mixture_and_gradients("flash", spread, ids, constrain=constrain)
     assert_close(got, whole, 1e-6)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
 def test_the_decoder_gives_the_same_by_either(mesh1, small_blocks, remat):
-    draw, (segment, branch) = np.random.default_rng(4), packed(4, 2, 29)
-    tokens = draw.integers(0, 16, (2, 29))
-    positions = np.tile(np.arange(29), (2, 1))
+    segment, branch = (jnp.asarray(x) for x in packed(4, 2, 29))
+    tokens = jax.random.randint(jax.random.key(1), (2, 29), 0, 16)
+    positions = jnp.tile(jnp.arange(29), (2, 1))
     found = {}
     for kind in ("plain", "flash"):
         cfg = dataclasses.replace(config(kind), remat=remat)
         weights = init_params(cfg, jax.random.key(0), mesh1)
 
-        @jax.jit
         def loss(weights, cfg=cfg):
             hidden = decoder.forward(weights, tokens, positions, segment, branch, cfg)
             return (jnp.where(segment[..., None] >= 0, hidden, 0.0) ** 3).sum()
 
-        found[kind] = jax.tree.leaves(jax.value_and_grad(loss)(weights))
+        found[kind] = jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(weights))
     for a, b in zip(*found.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 

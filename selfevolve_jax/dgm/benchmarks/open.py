@@ -15,6 +15,7 @@ from selfevolve_jax.dgm.benchmarks.toolchains import LANGUAGES
 from selfevolve_jax.dgm.contract import Benchmark
 from selfevolve_jax.dgm.sandbox.job import Box, Limits
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.remote import is_remote
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ OPENERS: dict[str, Callable[[BenchmarkConfig, Box, Limits], Benchmark]] = {
 
 
 def cache_folder() -> Path:
-    """$SELFEVOLVE_CACHE, or selfevolve in the user's cache folder."""
+    """$SELFEVOLVE_CACHE, or selfevolve in the user's cache folder. UserError for one in a bucket."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(os.environ.get("SELFEVOLVE_CACHE") or os.path.join(home, "selfevolve")) / "dgm"
+    folder = os.environ.get("SELFEVOLVE_CACHE") or os.path.join(home, "selfevolve")
+    if is_remote(folder):
+        raise UserError(f"SELFEVOLVE_CACHE={folder}: the cache is a local folder. Set it to one.")
+    return Path(folder) / "dgm"
