@@ -81,11 +81,6 @@ def make_meshes(config: MeshConfig, devices: list[Any] | None = None) -> tuple[M
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """The mesh over all devices. UserError if the sizes do not multiply to their number."""
-    if config.rollout or config.rollout_tensor != 1:
-        raise UserError(
-            f"mesh.rollout={config.rollout}, mesh.rollout_tensor={config.rollout_tensor}: devices are "
-            "split only by what trains on rollouts (selfevolve srt, mm-upt). Leave both out here."
-        )
     devices = jax.devices() if devices is None else devices
     # Auto axes: XLA propagates shardings from parameters, inputs and the pinned activations.
     return jax.make_mesh(
@@ -103,6 +98,11 @@ def abstract_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
 
 def mesh_sizes(config: MeshConfig, devices: int) -> tuple[int, ...]:
     """The sizes of `AXES`, -1 resolved. UserError if they do not multiply to the devices."""
+    if config.rollout or config.rollout_tensor != 1:
+        raise UserError(
+            f"mesh.rollout={config.rollout}, mesh.rollout_tensor={config.rollout_tensor}: devices are "
+            "split only by what trains on rollouts (selfevolve srt, mm-upt). Leave both out here."
+        )
     sizes = {name: getattr(config, name) for name in AXES}
     asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items())
     if any(size < 1 and size != -1 for size in sizes.values()):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from models.config import ModelConfig
-from selfevolve_jax import aot, roofline, sharding, trainer
+from selfevolve_jax import aot, roofline, sharding, step_draw, trainer
 from selfevolve_jax.grpo.config import GRPOConfig
 from selfevolve_jax.images import layout, load_image, preprocess
 from selfevolve_jax.optimizer import OptimizerConfig
@@ -73,7 +73,7 @@ class Recorder:
         ):
             self.wrap(decoding, name, program)
         self.wrap(prompt_images, "_encode", "encode")
-        generate, encode = trainer.generate, trainer.encode_images
+        generate, encode = step_draw.generate, step_draw.encode_images
 
         def during(function):
             def call(*args, **kwargs):
@@ -85,8 +85,8 @@ class Recorder:
 
             return call
 
-        patch.setattr(trainer, "generate", during(generate))
-        patch.setattr(trainer, "encode_images", during(encode))
+        patch.setattr(step_draw, "generate", during(generate))
+        patch.setattr(step_draw, "encode_images", during(encode))
 
     def wrap(self, module, name, program, always=False):
         function = getattr(module, name)

@@ -4,7 +4,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from models import decoder
+from models.config import ModelConfig
+from models.params import shapes
+from selfevolve_jax import sharding
 from selfevolve_jax.collectives import Traffic, traffic
+from selfevolve_jax.grpo.batch import Batch
+from selfevolve_jax.grpo.logprobs import token_logprobs
 
 # A loop of 3 whose body gathers, in which a loop of 5 reduces; a fusion as the TPU compiler writes a
 # reduce-scatter; one gather spread over two fusions by one channel; a start and its done; the groups
@@ -106,3 +112,31 @@ def test_a_gather_in_a_scan_of_simulated_devices(mesh8):
 def test_a_sum_over_simulated_devices(mesh8):
     found = traffic(_compiled(lambda x: x.sum(0), mesh8, PartitionSpec(("data", "fsdp")), (8, 5)))
     assert found == {"all-reduce": Traffic(1, 20, 30)}
+
+
+def test_the_head_is_not_gathered_again_for_every_piece_of_scores(mesh8):
+    """What the log-probs and their gradient send does not grow with the number of pieces."""
+    model = ModelConfig(
+        vocab_size=64, d_model=32, n_layers=1, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48
+    )
+    B, T = 8, 32
+
+    def abstract(leaf, where):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    specs = decoder.abstract_params(model)
+    weights = jax.tree.map(abstract, shapes(specs), sharding.tree_shardings(specs, mesh8))
+    rows = sharding.named(mesh8, ("batch", None), (B, T), "batch")
+    ids, real = (jax.ShapeDtypeStruct((B, T), d, sharding=rows) for d in (jnp.int32, jnp.float32))
+    batch = Batch(ids, ids, ids, ids, ids, ids, real)
+
+    def sent(chunk):
+        def total(params, batch):
+            constrain = sharding.constrainer(mesh8)
+            return token_logprobs(params, batch, jnp.float32(1), model, chunk, constrain)[0].sum()
+
+        compiled = jax.jit(jax.grad(total)).lower(weights, batch).compile()
+        found = traffic(compiled.as_text())
+        return found["all-gather"].payload
+
+    assert sent(4) == sent(16)
