@@ -33,6 +33,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve serve CHECKPOINT                  the same behind an OpenAI-compatible HTTP server
   selfevolve convert SRC DST                   Hugging Face or GGUF to a policy, and back
   selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
+  selfevolve bench [NAME ...]                  speed beside other projects and the machine's own
   selfevolve doctor                            what is installed, what is missing
 
 Each command explains itself: selfevolve COMMAND --help. A RECIPE is a name, or FILE.py:NAME.
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "convert": _convert,
         "synthesise": _synthesise,
         "report": _report,
+        "bench": _bench,
         "doctor": _doctor,
     }
     try:
@@ -254,6 +256,12 @@ def _report(arguments: list[str]) -> None:
     from launch.report import Report, report
 
     report(parse(Report, arguments, "report"))
+
+
+def _bench(arguments: list[str]) -> None:
+    from launch.bench import Bench, bench
+
+    bench(parse(Bench, arguments, "bench"))
 
 
 def _doctor(arguments: list[str]) -> None:
