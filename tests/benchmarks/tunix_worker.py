@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from importlib import metadata
@@ -37,6 +38,9 @@ def load(folder: str, dtype: str, threads: int) -> dict[str, Any]:
         norm_eps=sizes["rms_norm_eps"],
         weight_tying=sizes["tie_word_embeddings"],
     )
+    # Its attention leaves the config's theta out and always rotates with its own default of a million
+    # (0.1.7), which changes what the model says; the work is the same.
+    llama.apply_rope = functools.partial(llama.apply_rope, rope_theta=config.rope_theta)
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     model = llama_params.create_model_from_safe_tensors(
         folder, config, mesh, dtype=getattr(jnp, dtype)

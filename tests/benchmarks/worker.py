@@ -1,9 +1,9 @@
-"""A peer's side of the protocol: one JSON object a line, asked on stdin and answered on stdout.
+"""A peer's side of the protocol: one JSON object a line, asked on stdin and answered on the file
+descriptor that the first argument names.
 
     {"do": "rollout", ...}  →  {"seconds": 41.2, ...}  or  {"error": "RuntimeError: ..."}
 
-Run by the peer's own Python, so it imports nothing of this project. What libraries print goes to
-stderr, since stdout is the protocol's.
+Run by the peer's own Python, so it imports nothing of this project. Libraries may print what they like.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from typing import Any
 
 def serve(handlers: dict[str, Callable[..., dict[str, Any]]]) -> None:
     """Answers until stdin ends. An exception in a handler is that question's answer."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answers = os.fdopen(int(sys.argv[1]), "w")
     for line in sys.stdin:
         asked = json.loads(line)
         try:
