@@ -38,6 +38,7 @@ USAGE = """selfevolve: models that improve themselves, in JAX
   selfevolve convert SRC DST                   Hugging Face or GGUF to a policy, and back
   selfevolve launch WHERE ... -- COMMAND ...   run a command on TPU VMs, GKE, SLURM or by SkyPilot
   selfevolve report RUN [RUN ...] [-o OUT]     one HTML page from run directories
+  selfevolve bench [NAME ...]                  speed beside other projects and the machine's own
   selfevolve doctor                            what is installed, what is missing
 
 Each command explains itself: selfevolve COMMAND --help. A RECIPE is a name, or FILE.py:NAME.
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "synthesise": _synthesise,
         "launch": _launch,
         "report": _report,
+        "bench": _bench,
         "doctor": _doctor,
     }
     try:
@@ -302,6 +304,12 @@ def _report(arguments: list[str]) -> None:
     from launch.report import Report, report
 
     report(parse(Report, arguments, "report"))
+
+
+def _bench(arguments: list[str]) -> None:
+    from launch.bench import Bench, bench
+
+    bench(parse(Bench, arguments, "bench"))
 
 
 def _doctor(arguments: list[str]) -> None:

@@ -9,7 +9,9 @@ import tyro
 
 from launch.dry_run import describe
 from launch.experiment import start
+from selfevolve_jax import compiles
 from selfevolve_jax.hosts import HostsConfig
+from selfevolve_jax.made_base import cache_folder
 from selfevolve_jax.mm_upt.recipe import MMUPTRecipe
 from selfevolve_jax.mm_upt.run import run
 
@@ -33,4 +35,5 @@ class Run:
 
 def mm_upt(options: Run, name: str) -> None:
     """`name` is the recipe as it was typed; it names the default run directory."""
+    compiles.keep(cache_folder() / "compiled")
     start(options, name, "mm-upt", run, describe)

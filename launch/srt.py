@@ -9,7 +9,9 @@ import tyro
 
 from launch.dry_run import describe
 from launch.experiment import start
+from selfevolve_jax import compiles
 from selfevolve_jax.hosts import HostsConfig
+from selfevolve_jax.made_base import cache_folder
 from selfevolve_jax.srt.levels import LevelsRecipe, run_levels
 from selfevolve_jax.srt.recipe import SRTRecipe
 from selfevolve_jax.srt.replicate import ReplicateRecipe, replicate
@@ -37,4 +39,5 @@ class Run:
 
 def srt(options: Run, name: str) -> None:
     """`name` is the recipe as it was typed; it names the default run directory."""
+    compiles.keep(cache_folder() / "compiled")
     start(options, name, "srt", RUNNERS[type(options.recipe)], describe)

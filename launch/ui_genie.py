@@ -9,7 +9,9 @@ import tyro
 
 from launch.dry_run import describe_ui_genie
 from launch.experiment import start
+from selfevolve_jax import compiles
 from selfevolve_jax.hosts import HostsConfig
+from selfevolve_jax.made_base import cache_folder
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe
 from selfevolve_jax.ui_genie.run import run
 
@@ -32,4 +34,5 @@ class Run:
 
 def ui_genie(options: Run, name: str) -> None:
     """`name` is the recipe as it was typed; it names the default run directory."""
+    compiles.keep(cache_folder() / "compiled")
     start(options, name, "ui-genie", run, describe_ui_genie)

@@ -162,8 +162,52 @@ def test_draws_come_with_the_frequencies_of_the_distribution():
     assert chi2 < 21.1  # 3 degrees of freedom: exceeded once in 10,000
 
 
-def test_a_draw_depends_on_its_own_key_and_row_alone():
-    rows = np.log(np.random.default_rng(0).dirichlet(np.ones(V), 8)).astype(np.float32)
+WIDE = 5000  # large enough for the draw by blocks of 256, and no multiple of them
+
+
+def wide(probs):
+    with np.errstate(divide="ignore"):
+        return np.log(np.bincount(list(probs), list(probs.values()), WIDE)).astype(np.float32)
+
+
+def test_a_large_vocabulary_has_the_frequencies_of_its_distribution_too():
+    n = 8000
+    rest = dict.fromkeys(range(1000, 2000), 0.2 / 1000)
+    probs = {0: 0.1, 255: 0.2, 256: 0.1, 300: 0.15, 4999: 0.25} | rest
+    keys = jax.random.split(jax.random.key(0), n).reshape(8, -1)
+    row = jnp.asarray(wide(probs))
+    many = jax.jit(lambda keys: draw(jnp.broadcast_to(row, (len(keys), WIDE)), keys))
+    tokens, logprob = (np.concatenate(x) for x in zip(*map(many, keys), strict=True))
+    np.testing.assert_array_equal(logprob, np.asarray(row)[tokens])
+    assert np.isfinite(logprob).all()  # none of probability 0
+    few = {0: 0.1, 255: 0.2, 256: 0.1, 300: 0.15, 4999: 0.25}
+    counts = np.array([(tokens == t).sum() for t in few] + [np.isin(tokens, list(rest)).sum()])
+    expected = n * np.array([*few.values(), 0.2])
+    assert ((counts - expected) ** 2 / expected).sum() < 25.8  # 5 degrees: once in 10,000
+    # 1,600 draws from 1,000: e^-1.6 of them are missed.
+    assert len(np.unique(tokens[np.isin(tokens, list(rest))])) == pytest.approx(798, abs=50)
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, 1 - 2**-23])
+def test_no_random_number_draws_what_has_no_probability(monkeypatch, u):
+    rng = np.random.default_rng(0)
+    rows = np.stack([wide({i: rng.random() for i in rng.choice(WIDE, 7)}) for _ in range(20)])
+    rows = np.concatenate([rows, wide({700: 1.0})[None]])
+    monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, u, jnp.float32))
+    tokens, logprob = draw(rows, jax.random.split(jax.random.key(0), len(rows)))
+    assert np.isfinite(logprob).all()
+    first = np.array([np.flatnonzero(np.isfinite(row))[0] for row in rows])
+    last = np.array([np.flatnonzero(np.isfinite(row))[-1] for row in rows])
+    if u == 0.0:
+        np.testing.assert_array_equal(tokens, first)
+    if u > 0.9:
+        np.testing.assert_array_equal(tokens, last)
+    assert tokens[-1] == 700
+
+
+@pytest.mark.parametrize("size", [V, WIDE])
+def test_a_draw_depends_on_its_own_key_and_row_alone(size):
+    rows = np.log(np.random.default_rng(0).dirichlet(np.ones(size), 8)).astype(np.float32)
     keys = jax.random.split(jax.random.key(1), 8)
     tokens = np.asarray(draw(rows, keys)[0])
     order = np.random.default_rng(1).permutation(8)
