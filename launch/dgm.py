@@ -27,6 +27,7 @@ class Run:
     resume: bool = False
     dry_run: bool = False
     tracker: tyro.conf.Suppress[Literal["wandb", "trackio"] | None] = None
+    hosts: tyro.conf.Suppress[None] = None  # one controller, whatever the cluster
 
 
 def dgm(options: Run, name: str) -> None:
