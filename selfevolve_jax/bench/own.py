@@ -77,11 +77,13 @@ def prefill(work: Workload) -> list[Row]:
 
 
 def long_tail(work: Workload) -> list[Row]:
-    """The rollout's samples with an eighth of the slots that they would fill: our engine, which gives
+    """Half of the rollout's prompts, twice its limit, and an eighth of the slots that they would fill:
+    our engine, which gives
     a slot to the next sample as soon as one ends, against batches that wait for their longest. Random
     numbers belong to samples, so both draw the very same tokens."""
     sizes = work.sizes
-    slots = max(sizes.prompts * sizes.samples // 8, sizes.samples)
+    work = replace(work, prompts=work.prompts[: sizes.prompts // 2])
+    slots = max(len(work.prompts) * sizes.samples // 8, sizes.samples)
     chunk = 8
 
     def continuous() -> float:
@@ -92,7 +94,7 @@ def long_tail(work: Workload) -> list[Row]:
     def in_batches() -> float:
         began, total = time.perf_counter(), 0
         size = slots // sizes.samples
-        for start in range(0, sizes.prompts, size):
+        for start in range(0, len(work.prompts), size):
             total += _synchronous(work, start, size, chunk)
         return total / (time.perf_counter() - began)
 

@@ -27,18 +27,20 @@ SCRIPTS = Path(str(selfevolve_jax.__file__)).parents[1] / "tests" / "benchmarks"
 @dataclass(frozen=True)
 class Peer:
     """environment: its folder's name. script: in `SCRIPTS`. packages: what is asked of the registry,
-    after torch where `torch`."""
+    after torch where `torch`. compiles: for the shapes that it is given, so that only the same work
+    warms it up."""
 
     environment: str
     script: str
     packages: tuple[str, ...]
     torch: bool = False
+    compiles: bool = False
 
 
 TORCH = Peer(
     "torch", "torch_worker.py", ("transformers", "trl", "datasets", "accelerate"), torch=True
 )
-TUNIX = Peer("tunix", "tunix_worker.py", ("google-tunix",))
+TUNIX = Peer("tunix", "tunix_worker.py", ("google-tunix",), compiles=True)
 
 
 def environment(peer: Peer, say: Callable[[str], None]) -> Path:

@@ -32,6 +32,7 @@ PEERS = {"transformers generate": peers.TORCH, "google-tunix sampler": peers.TUN
 TRAINERS = {"TRL": peers.TORCH, "google-tunix": peers.TUNIX}
 # Mean absolute difference of log-probs that rounding explains, by dtype of the products.
 AGREES = {"float32": 1e-3, "bfloat16": 0.2}
+_ENOUGH_S = 420.0  # no further round begins after so long
 _CONFIG = RolloutConfig(slots=512, chunk=16)
 
 
@@ -110,7 +111,6 @@ def rollout(work: Workload) -> list[Row]:
     model's own distribution at temperature 1 and stop at the same token or limit, so that lengths are
     ragged in the same way for all."""
     sizes = work.sizes
-    seeds = itertools.cycle(range(sizes.rounds))
     their_seeds = itertools.count()
     per_sample: dict[str, list[float]] = {}
 
@@ -120,25 +120,32 @@ def rollout(work: Workload) -> list[Row]:
 
     def ours() -> float:
         began = time.perf_counter()
-        tokens = int(sample(work, work.prompts, next(seeds)).lengths_RxG.sum())
+        tokens = int(sample(work, work.prompts, seed=0).lengths_RxG.sum())
         return noted("ours", tokens, time.perf_counter() - began, len(work.prompts) * sizes.samples)
 
-    def theirs(name: str, worker: peers.Worker) -> float:
+    def theirs(name: str, worker: peers.Worker, prompts: list[list[int]]) -> float:
         answer = worker.ask(
             "rollout",
-            prompts=work.prompts,
+            prompts=prompts,
             samples=sizes.samples,
             max_new_tokens=sizes.max_new_tokens,
             stop=work.stop,
-            batch=len(work.prompts),
+            batch=len(prompts),
             seed=next(their_seeds),
         )
         return noted(name, answer["tokens"], answer["seconds"], answer["n"])
 
     with _workers(work, PEERS) as (workers, why, notes):
         turns: dict[str, Callable[[], float]] = {"ours": ours}
-        turns |= {name: partial(theirs, name, worker) for name, worker in workers.items()}
-        found, failed = _warm_then(turns, sizes.rounds, work)
+        turns |= {
+            name: partial(theirs, name, worker, work.prompts) for name, worker in workers.items()
+        }
+        small = {
+            name: partial(theirs, name, worker, work.prompts[:2])
+            for name, worker in workers.items()
+            if not PEERS[name].compiles
+        }
+        found, failed = _warm_then(turns | small, turns, work)
         notes["tokens a sample"] = {k: float(np.mean(v)) for k, v in per_sample.items() if v}
     return _rows(
         "rollout",
@@ -157,15 +164,14 @@ def _rollout_words(work: Workload) -> str:
 
 
 def _warm_then(
-    turns: dict[str, Callable[[], float]], rounds: int, work: Workload
+    warm: dict[str, Callable[[], float]], turns: dict[str, Callable[[], float]], work: Workload
 ) -> tuple[dict[str, list[float]], dict[str, str]]:
-    """Everyone once, to compile and to touch its memory; ours once for every round that follows, as a
-    round's lengths decide which shapes it needs. Then the rounds that count."""
-    _, failed = alternate(turns, 1)
-    alternate({"ours": turns["ours"]}, rounds - 1)
+    """Everyone once, to compile and to touch its memory, then the rounds that count. Ours draws with
+    one seed in all of them, as a round's lengths decide which shapes it needs."""
+    _, failed = alternate(warm, 1)
     turns = {name: turn for name, turn in turns.items() if name not in failed}
     work.say(f"warm: {', '.join(turns)}")
-    found, later = alternate(turns, rounds)
+    found, later = alternate(turns, work.sizes.rounds, seconds=_ENOUGH_S)
     return found, failed | later
 
 
@@ -198,7 +204,6 @@ def grpo_step(work: Workload) -> list[Row]:
     tx = make_optimizer(optimizer, 10_000, decay_mask(decoder.abstract_params(model)))
     state = init_state(work.policy.params, model, tx, work.mesh)
     constrain = sharding.constrainer(work.mesh)
-    seeds = itertools.cycle(range(sizes.rounds))
 
     def ours() -> float:
         nonlocal state
@@ -208,7 +213,7 @@ def grpo_step(work: Workload) -> list[Row]:
             prompts,
             range(len(prompts)),
             sizes.samples,
-            jax.random.key(next(seeds)),
+            jax.random.key(0),
             Sampling(),
             max_new_tokens=sizes.max_new_tokens,
             stop_tokens=[work.stop],
@@ -253,7 +258,7 @@ def grpo_step(work: Workload) -> list[Row]:
                 turns[name] = partial(theirs, worker)
             except Failed as error:
                 why[name] = str(error)
-        found, failed = _warm_then(turns, sizes.rounds, work)
+        found, failed = _warm_then(turns, turns, work)
     what = f"GRPO step, {sizes.step_prompts} prompts × {sizes.samples} samples, {work.dtype}"
     bars = {"TRL": 1.5, "google-tunix": 1.3}
     return _rows("grpo", what, "tokens/s", bars, found, why | failed, notes)
