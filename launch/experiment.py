@@ -22,8 +22,8 @@ def start(
 ) -> None:
     """Runs go(recipe, folder, resume=, tracker=), or prints describe(recipe).
 
-    options: has recipe, run_dir, resume, dry_run, tracker and hosts (None: one process). name: the recipe
-    as it was typed, which with the system's name makes the default run directory."""
+    options: has recipe, run_dir, resume, dry_run, tracker and hosts (None: one process). name: the
+    recipe as it was typed, which with the system's name makes the default run directory."""
     if options.resume and options.run_dir is None:
         raise UserError("--resume needs --run-dir, the folder of the run to go on with.")
     if options.dry_run:

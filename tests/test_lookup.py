@@ -21,10 +21,10 @@ def attention(params, tokens, monkeypatch):
     T, seen = len(tokens), []
     whole = jax.nn.dot_product_attention
 
-    def spy(q, k, v, mask):
+    def spy(q, k, v, mask, **named):
         scores = jnp.einsum("tk,sk->ts", q[0, :, 0], k[0, :, 0]) / np.sqrt(q.shape[-1])
         seen.append(jax.nn.softmax(jnp.where(mask[0, 0], scores, -jnp.inf), -1))
-        return whole(q, k, v, mask=mask)
+        return whole(q, k, v, mask=mask, **named)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", spy)
     row = np.array([tokens])
