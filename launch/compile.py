@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -217,11 +218,8 @@ def search(step: aot.Step, fits: Callable[[aot.Step, str], bool]) -> aot.Step:
 
 def first_that(values: Sequence[int], holds: Callable[[int], bool]) -> int | None:
     """The first value for which it holds, where it holds for all after one that it holds for."""
-    low, high = 0, len(values)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if holds(values[middle]) else (middle + 1, high)
-    return values[low] if low < len(values) else None
+    at = bisect.bisect_left(values, True, key=holds)
+    return values[at] if at < len(values) else None
 
 
 def header(options: Compile, step: aot.Step, chip: Chip, name: str) -> Iterator[str]:

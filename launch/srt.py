@@ -10,8 +10,8 @@ import tyro
 from launch.dry_run import describe
 from launch.experiment import start
 from selfevolve_jax import compiles
+from selfevolve_jax.cache import cache_folder
 from selfevolve_jax.hosts import HostsConfig
-from selfevolve_jax.made_base import cache_folder
 from selfevolve_jax.srt.levels import LevelsRecipe, run_levels
 from selfevolve_jax.srt.recipe import SRTRecipe
 from selfevolve_jax.srt.replicate import ReplicateRecipe, replicate

@@ -10,8 +10,8 @@ import tyro
 from launch.dry_run import describe_ui_genie
 from launch.experiment import start
 from selfevolve_jax import compiles
+from selfevolve_jax.cache import cache_folder
 from selfevolve_jax.hosts import HostsConfig
-from selfevolve_jax.made_base import cache_folder
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe
 from selfevolve_jax.ui_genie.run import run
 

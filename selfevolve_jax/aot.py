@@ -35,7 +35,7 @@ from selfevolve_jax.rollout import decoding, prompt_images
 from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.rollout.prompt_images import FEATURE_AXES, PATCHES_AT_ONCE
 from selfevolve_jax.rollout.sampling import Sampling
-from selfevolve_jax.state import abstract_state
+from selfevolve_jax.state import abstract_state, placed
 from selfevolve_jax.trainable import split, trainable_mask, trains_vision
 from selfevolve_jax.trainer_config import TrainerConfig, check_batch
 
@@ -136,12 +136,7 @@ class Step:
     def scorings(self) -> int:
         """Passes before the update: the policy's own where they are needed, and a reference's."""
         grpo = self.trainer.grpo
-        first = grpo.minibatches > 1 or (grpo.kl_coef > 0 and grpo.kl_in == "reward")
-        return int(first) + int(grpo.kl_coef > 0)
-
-    @cached_property
-    def casts(self) -> bool:
-        return self.model.dtype != self.model.param_dtype or bool(self.model.lora.rank)
+        return int(grpo.scored_first) + int(grpo.kl_coef > 0)
 
 
 @dataclass(frozen=True)
@@ -199,10 +194,10 @@ def abstract_training_state(step: Step) -> Any:
 
 def sampling_params(step: Step, params: decoder.Params) -> decoder.Params:
     """What the sampler reads: the parameters, cast once."""
-    if not step.casts:
+    if not decoding.casts(step.model):
         return params
     cast = jax.eval_shape(partial(decoding.cast_once, dtype=step.model.dtype), params)
-    return jax.tree.map(_placed, cast, jax.tree.map(lambda leaf: leaf.sharding, params))
+    return jax.tree.map(placed, cast, jax.tree.map(lambda leaf: leaf.sharding, params))
 
 
 def abstract_slots(step: Step, capacity: int) -> decoding.Slots:
@@ -241,7 +236,6 @@ def abstract_batch(step: Step, scored: bool, rows: int) -> Batch:
     """scored: with the log-probs of the policy and of the reference, where the update needs them."""
     grpo, shape = step.trainer.grpo, (rows, step.length)
     whole, real = (_rows(step, shape, dtype) for dtype in (jnp.int32, jnp.float32))
-    grpo_old = step.scorings > (grpo.kl_coef > 0)
     batch = Batch(
         tokens_BxT=whole,
         positions=_rows(step, (*shape, 3), jnp.int32) if step.patches else whole,
@@ -250,7 +244,7 @@ def abstract_batch(step: Step, scored: bool, rows: int) -> Batch:
         sequence_ids_BxT=whole,
         source_BxT=whole,
         rollout_logprobs_BxT=real,
-        old_logprobs_BxT=real if scored and grpo_old else None,
+        old_logprobs_BxT=real if scored and grpo.scored_first else None,
         ref_logprobs_BxT=real if scored and grpo.kl_coef > 0 else None,
         image_index_BxT=whole if step.patches else None,
     )
@@ -271,7 +265,7 @@ def programs(step: Step) -> list[Program]:
     held = device_bytes(state)
     # The weights that the arm began with stay: the next arm's start, and this one's reference.
     frozen = held + device_bytes(state.params)
-    weights = device_bytes(cast) if step.casts else 0
+    weights = device_bytes(cast) if decoding.casts(model) else 0
     slots, buffer = abstract_slots(step, step.capacity), abstract_buffer(step)
     first = abstract_slots(step, step.capacities[0])
     buffered = device_bytes(buffer)
@@ -301,7 +295,7 @@ def programs(step: Step) -> list[Program]:
     R, P, S = step.buffer_rows, step.prefilled, step.slots
     prefill = (cast, _rows(step, (R, P), jnp.int32), seen, model, constrain)
     again = buffered if step.refills > 1 else 0  # the buffer before, until this one takes its name
-    outside = frozen if step.casts else frozen - device_bytes(state.params)
+    outside = frozen if decoding.casts(model) else frozen - device_bytes(state.params)
     made.append(
         Program(
             "prefill",
@@ -422,10 +416,6 @@ def _optimizer(step: Step) -> Any:
     return make_optimizer(c.optimizer, c.steps * c.grpo.minibatches, decay_mask(specs))
 
 
-def _placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-
 def _named(step: Step, shape: tuple[int, ...], dtype: Any, axes: tuple) -> jax.ShapeDtypeStruct:
     where = sharding.named(step.mesh, axes, shape, "a step's array")
     return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype), sharding=where)
@@ -437,8 +427,8 @@ def _rows(step: Step, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruc
 
 def _batched(step: Step, leaf: Any) -> jax.ShapeDtypeStruct:
     axes = ("batch",) + (None,) * (len(leaf.shape) - 1)
-    return _placed(leaf, sharding.named(step.mesh, axes, leaf.shape, "slots"))
+    return placed(leaf, sharding.named(step.mesh, axes, leaf.shape, "slots"))
 
 
 def _cached(step: Step, leaf: Any) -> jax.ShapeDtypeStruct:
-    return _placed(leaf, sharding.named(step.mesh, decoder.CACHE_AXES, leaf.shape, "cache"))
+    return placed(leaf, sharding.named(step.mesh, decoder.CACHE_AXES, leaf.shape, "cache"))

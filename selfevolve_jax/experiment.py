@@ -98,8 +98,7 @@ def run(
 
     def create() -> dict[str, Any]:
         run_dir.create(folder, config, resume, MAY_CHANGE)
-        there = (folder / run_dir.SUMMARY).exists()
-        return run_dir.read_summary(folder) if there else {"arms": {}}
+        return {"arms": {}} | run_dir.summary_so_far(folder)
 
     earlier = hosts.first("make the run directory", create)
     run_dir.check_shared(folder)

@@ -9,10 +9,14 @@ from __future__ import annotations
 from models.config import ModelConfig, VisionConfig
 
 
+def width(cfg: ModelConfig) -> int:
+    """The inner sides of a layer's matrices together; their other side is d_model."""
+    return (2 * cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim + 3 * cfg.d_ff
+
+
 def layer_weights(cfg: ModelConfig) -> int:
     """Weights that each token is multiplied with in the decoder's layers."""
-    heads = (2 * cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim
-    return cfg.n_layers * cfg.d_model * (heads + 3 * cfg.d_ff)
+    return cfg.n_layers * cfg.d_model * width(cfg)
 
 
 def layers(cfg: ModelConfig, tokens: float, pairs: float) -> float:

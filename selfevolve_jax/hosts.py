@@ -285,14 +285,14 @@ def gather(what: str, value: Any) -> list[Any]:
     try:
         run.client.wait_at_barrier(f"gather/{number}", _ms(run))
     except _jax_error() as error:
-        came = {int(key.rpartition("/")[2]) for key, _ in _entries(run, here)}
+        came = _by_index(run, here)
         _raise_lost(run, error, [i for i in range(run.processes) if i not in came], what)
-    values = {int(key.rpartition("/")[2]): text for key, text in _entries(run, here)}
+    values = _by_index(run, here)
     if run.index == 0:  # all have read the one before, as all are past this barrier
         if run.read is not None:
             run.client.key_value_delete(run.read)
         run.read = here
-    return [json.loads(values[i]) for i in range(run.processes)]
+    return [values[i] for i in range(run.processes)]
 
 
 def barrier(what: str) -> None:
@@ -309,7 +309,7 @@ def any_of(what: str, flag: bool) -> bool:
     if flag and not run.stop_posted:
         run.client.key_value_set(f"flag/{run.index}", "1")
         run.stop_posted = True
-    return first(what, lambda: flag or bool(_entries(run, "flag/")))
+    return first(what, lambda: flag or bool(_by_index(run, "flag/")))
 
 
 def split(what: str, tasks: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]) -> list[R]:
@@ -430,7 +430,7 @@ def _look(run: _Run) -> None:
         passed, looked = min(now - looked, 2 * _LOOK_S), now
         try:
             _post(run)
-            said = {int(k.rpartition("/")[2]): json.loads(v) for k, v in _entries(run, "host/")}
+            said = _by_index(run, "host/")
         except Exception as error:
             unanswered += passed
             if unanswered > run.config.lost_after_s:
@@ -475,7 +475,7 @@ def _end(run: _Run, code: int) -> NoReturn:
         if run.index == 0:  # the store is ours: the others must first have read it
             deadline = time.monotonic() + _READ_S
             while time.monotonic() < deadline:
-                said = {int(k.rpartition("/")[2]): json.loads(v) for k, v in _entries(run, "host/")}
+                said = _by_index(run, "host/")
                 if all(one.get("ended") or i in run.lost for i, one in said.items()):
                     break
                 time.sleep(0.1)
@@ -488,8 +488,10 @@ def _post(run: _Run) -> None:
     run.client.key_value_set(f"host/{run.index}", json.dumps(words), allow_overwrite=True)
 
 
-def _entries(run: _Run, folder: str) -> list[tuple[str, str]]:
-    return run.client.key_value_dir_get(folder)
+def _by_index(run: _Run, folder: str) -> dict[int, Any]:
+    """What each process has put into a folder of the store, under its index."""
+    entries = run.client.key_value_dir_get(folder)
+    return {int(key.rpartition("/")[2]): json.loads(text) for key, text in entries}
 
 
 def _soon(true: Callable[[], bool], within_s: float = _SAME_S) -> bool:

@@ -22,9 +22,9 @@ import selfevolve_jax
 from models import decoder
 from models.config import ModelConfig
 from selfevolve_jax import checkpoint, hosts, run_dir, sft, sharding
+from selfevolve_jax.cache import cache_folder
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.optimizer import OptimizerConfig, decay_mask, make_optimizer
-from selfevolve_jax.remote import is_remote
 from selfevolve_jax.run_dir import disk_errors
 from selfevolve_jax.state import init_params, init_state
 from selfevolve_jax.tasks.base import Task
@@ -34,16 +34,6 @@ SOURCES = (
     *("sft.py", "optimizer.py", "state.py", "trainable.py", "grpo/logprobs.py", "grpo/update.py"),
     *("grpo/losses.py", "tasks/base.py", "made_base.py"),
 )
-
-
-def cache_folder() -> Path:
-    """$SELFEVOLVE_CACHE, or selfevolve in the user's cache folder. UserError where it is in a bucket,
-    which has no rename to put a base there whole."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.environ.get("SELFEVOLVE_CACHE") or os.path.join(home, "selfevolve")
-    if is_remote(folder):
-        raise UserError(f"SELFEVOLVE_CACHE={folder}: the cache is a local folder. Set it to one.")
-    return Path(folder)
 
 
 def content_hash(told: dict[str, Any], sources: Sequence[str], packages: Sequence[str] = ()) -> str:

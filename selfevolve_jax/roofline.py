@@ -8,7 +8,6 @@ the utilisation that follows an upper one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,8 @@ from models.params import count
 from selfevolve_jax import aot, flops
 from selfevolve_jax.aot import Step
 from selfevolve_jax.chips import Chip, link_rate
+from selfevolve_jax.rollout.decoding import casts
+from selfevolve_jax.state import in_float32
 from selfevolve_jax.trainable import split
 
 
@@ -72,8 +73,7 @@ def works(step: Step) -> dict[str, Work]:
 
     def activations(tokens: float) -> float:
         """Bytes written and read by one pass over `tokens` a device."""
-        wide = (2 * cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim + 3 * cfg.d_ff
-        return 2 * size * tokens * cfg.n_layers * (4 * cfg.d_model + wide / tensor)
+        return 2 * size * tokens * cfg.n_layers * (4 * cfg.d_model + flops.width(cfg) / tensor)
 
     def reduced(tokens: float) -> float:
         """Bytes that one pass over `tokens` a device sends to sum what tensor parallelism split."""
@@ -132,13 +132,12 @@ def works(step: Step) -> dict[str, Work]:
     shown_once = seen_once * c.prompts_per_step if step.tower_trained else 0.0
     here = step.rows * T / step.ways
     weights = gathered + (tower if step.tower_trained else 0)
-    if step.scorings:
-        times = step.scorings
+    if n_scored := step.scorings:
         made["score"] = Work(
-            times * (run + scores + shown),
-            times * (useful + shown_once),
-            times * (pieces * weights * (1 + spread) + activations(here)),
-            times * (pieces * weights * spread + reduced(here)),
+            n_scored * (run + scores + shown),
+            n_scored * (useful + shown_once),
+            n_scored * (pieces * weights * (1 + spread) + activations(here)),
+            n_scored * (pieces * weights * spread + reduced(here)),
         )
     again = {"none": 0.0, "dots": flops.attention(cfg, step.rows * met), "full": run + shown}
     passes = 3 if cfg.remat == "full" else 2
@@ -189,7 +188,7 @@ def held(step: Step) -> Held:
     mine = split(state.params, step.trainable)[0]
     pieces = c.grpo.accumulate * c.grpo.minibatches
     rows, T = step.rows // step.ways // pieces, step.length
-    wide = ((2 * cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.head_dim + 3 * cfg.d_ff) / tensor
+    wide = flops.width(cfg) / tensor
     kept = {"full": cfg.d_model, "dots": 3 * cfg.d_model + wide, "none": 8 * cfg.d_model + 2 * wide}
     # Plain attention's scores, in float32, and their softmax.
     plain = step.attention == "plain"
@@ -198,18 +197,12 @@ def held(step: Step) -> Held:
     scores = 3 * rows * min(c.grpo.logprob_chunk, T) * cfg.vocab_size / tensor * 4
     saved = rows * T * cfg.n_layers * kept[cfg.remat] * size
     saved += squares * cfg.n_layers if cfg.remat == "none" else 0
-    gathered = (
-        flops.layer_weights(cfg) / cfg.n_layers * size / tensor
-    )  # one layer's weights at a time
+    gathered = cfg.d_model * wide * size  # one layer's weights at a time
     return Held(
         2 * parameters,
         aot.device_bytes(state) - parameters,
-        aot.device_bytes(jax.tree.map(_in_float32, mine)),
-        aot.device_bytes(cast) if step.casts else 0,
+        aot.device_bytes(jax.tree.map(in_float32, mine)),
+        aot.device_bytes(cast) if casts(cfg) else 0,
         aot.device_bytes((slots.cache, buffer)),
         round(saved + max(layer, scores) + 2 * gathered),
     )
-
-
-def _in_float32(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)

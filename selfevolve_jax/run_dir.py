@@ -164,6 +164,11 @@ def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     return _read_json(path, f"{run_dir} has no {SUMMARY}. Fix: let the run end, or --resume it.")
 
 
+def summary_so_far(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """`read_summary`; empty where there is none yet."""
+    return read_summary(run_dir) if (epath.Path(run_dir) / SUMMARY).exists() else {}
+
+
 def write_samples(
     run_dir: str | os.PathLike[str], step: int, rows: Sequence[Mapping[str, Any]]
 ) -> epath.Path:

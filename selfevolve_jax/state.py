@@ -43,9 +43,6 @@ def abstract_state(
     shardings = sharding.tree_shardings(specs, mesh)
     everywhere = sharding.replicated(mesh)
 
-    def placed(leaf, where):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
     opt_state = optax.tree.map_params(
         tx,
         placed,
@@ -55,15 +52,22 @@ def abstract_state(
     )
     placed_params = jax.tree.map(placed, shapes, shardings)
 
-    def in_float32(leaf):
-        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
-
     return TrainState(
         step=placed(jax.ShapeDtypeStruct((), jnp.int32), everywhere),
         params=placed_params,
         opt_state=opt_state,
         teacher=jax.tree.map(in_float32, split(placed_params, trainable)[0]) if teacher else None,
     )
+
+
+def placed(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+    """An array's shape and dtype, on `where`."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def in_float32(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The same array as float32: a gradient, or a teacher."""
+    return jax.ShapeDtypeStruct(leaf.shape, jnp.float32, sharding=leaf.sharding)
 
 
 def shardings_of(abstract: Any) -> Any:

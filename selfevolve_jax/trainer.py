@@ -110,7 +110,6 @@ def train(
         decay_mask(split(decoder.abstract_params(model), trainable)[0]),
     )
     rate = learning_rate(config.optimizer, config.steps * grpo.minibatches)
-    scored_first = grpo.minibatches > 1 or (grpo.kl_coef > 0 and grpo.kl_in == "reward")
     pieces = sharding.batch_ways(mesh) * grpo.accumulate * grpo.minibatches
     teacher_decay = config.teacher_decay if judge_name == "majority" else None
     taught = teacher_decay is not None
@@ -304,7 +303,7 @@ def train(
                 copies = config.samples_per_prompt // config.shared_prompt
                 batch = add_images(batch, seen, len(rows), copies, tower_trained, mesh)
             scores = (temperature, model, grpo, constrain)
-            if scored_first:
+            if grpo.scored_first:
                 batch = replace(
                     batch, old_logprobs_BxT=trainer_logprobs(state.params, batch, *scores)
                 )

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 
-from models.config import ModelConfig
 from selfevolve_jax import aot, roofline, sharding, step_draw, trainer
 from selfevolve_jax.grpo.config import GRPOConfig
 from selfevolve_jax.images import layout, load_image, preprocess
@@ -19,16 +18,7 @@ from selfevolve_jax.tasks import arithmetic
 from selfevolve_jax.trainer import TrainerConfig
 from tests import tiny_vlm
 
-TEXT = ModelConfig(
-    vocab_size=16,
-    d_model=32,
-    n_layers=2,
-    n_heads=4,
-    n_kv_heads=2,
-    head_dim=8,
-    d_ff=48,
-    dtype="bfloat16",
-)
+TEXT = replace(tiny_vlm.MODEL, vision=None, mrope_sections=None, dtype="bfloat16")
 CONFIG = TrainerConfig(
     steps=1,
     prompts_per_step=4,

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from models.config import ModelConfig
-from selfevolve_jax import alarm, checkpoint, keys, run_dir, state, teacher, trainer
+from selfevolve_jax import alarm, checkpoint, keys, run_dir, teacher, trainer
 from selfevolve_jax.early_stop import EarlyStop
 from selfevolve_jax.endings import Interrupted
 from selfevolve_jax.errors import UserError
@@ -23,14 +22,11 @@ from selfevolve_jax.judges.equivalence import Equivalence
 from selfevolve_jax.metrics import read_metrics
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
-from selfevolve_jax.tasks import arithmetic
 from selfevolve_jax.tasks.base import batch_at
 from selfevolve_jax.trainer import TrainerConfig
 from tests.test_resume import arrays, assert_same_run
+from tests.tiny_text import MODEL, init_params, load_task
 
-MODEL = ModelConfig(
-    vocab_size=16, d_model=32, n_layers=1, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48
-)
 CONFIG = TrainerConfig(
     steps=6,
     prompts_per_step=4,
@@ -49,14 +45,12 @@ CONFIG = TrainerConfig(
 
 @pytest.fixture(scope="module")
 def task():
-    return arithmetic.load_task(
-        arithmetic.ArithmeticConfig(numbers=(4,), train_rows=64, held_out_rows=8), 0
-    )
+    return load_task()
 
 
 @pytest.fixture(scope="module")
 def params(mesh1):
-    return state.init_params(MODEL, jax.random.key(0), mesh1)
+    return init_params(mesh1)
 
 
 @pytest.fixture(scope="module")

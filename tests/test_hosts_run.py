@@ -8,11 +8,8 @@ coordinator. The other comparisons name their tolerance.
 """
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -21,7 +18,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from selfevolve_jax import run_dir
-from tests.test_resume import ROOT, STEPS, TINY, lines_in, timeless
+from tests.test_resume import STEPS, lines_in, start_srt, timeless
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 # What the order of a sum may change, after twelve steps: on two processes 1.2e-7 is seen.
@@ -41,25 +38,11 @@ class Command:
         self.caches = caches
 
     def start(self, run, devices, *options, bases="bases", recipe="quickstart"):
-        environment = os.environ | {
-            "SELFEVOLVE_CACHE": str(self.caches / bases),
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
-            "--xla_backend_optimization_level=0",
-            "JAX_COMPILATION_CACHE_DIR": str(self.caches / "jax"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-            "PYTHONUNBUFFERED": "1",
-        }
-        arguments = ("srt", recipe, *TINY.split(), "--run-dir", str(run), *options)
-        return subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        flags = (
+            f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
         )
+        caches = self.caches / bases, self.caches / "jax"
+        return start_srt(run, options, recipe, *caches, XLA_FLAGS=flags)
 
     def pair(self, run, *options, **named):
         port = free_port()

@@ -13,9 +13,8 @@ import pytest
 from etils import epath
 from jax._src.array import ArrayImpl
 
-from models.config import ModelConfig
 from models.vision import Pixels
-from selfevolve_jax import checkpoint, keys, run_dir, sharding, state, step_draw, trainer
+from selfevolve_jax import checkpoint, keys, run_dir, sharding, step_draw, trainer
 from selfevolve_jax.early_stop import EarlyStop
 from selfevolve_jax.endings import Interrupted
 from selfevolve_jax.errors import UserError
@@ -27,15 +26,12 @@ from selfevolve_jax.rollout.engine import RolloutConfig, generate
 from selfevolve_jax.rollout.prompt_images import PromptImages
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.sharding import MeshConfig
-from selfevolve_jax.tasks import arithmetic
 from selfevolve_jax.tasks.base import batch_at
 from selfevolve_jax.trainer import TrainerConfig
 from tests.test_cures import same_end
 from tests.test_resume import arrays
+from tests.tiny_text import MODEL, init_params, load_task
 
-MODEL = ModelConfig(
-    vocab_size=16, d_model=32, n_layers=1, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48
-)
 CONFIG = TrainerConfig(
     steps=5,
     prompts_per_step=4,
@@ -57,14 +53,12 @@ OFF = replace(CONFIG, one_step_off=True)
 
 @pytest.fixture(scope="module")
 def task():
-    return arithmetic.load_task(
-        arithmetic.ArithmeticConfig(numbers=(4,), train_rows=64, held_out_rows=8), 0
-    )
+    return load_task()
 
 
 @pytest.fixture(scope="module")
 def params(mesh1):
-    return state.init_params(MODEL, jax.random.key(0), mesh1)
+    return init_params(mesh1)
 
 
 @pytest.fixture(scope="module")

@@ -141,29 +141,34 @@ def test_resumed_from_what_any_moment_leaves_behind(mesh1, tmp_path, monkeypatch
         assert_same_run(moment, reference, steps=6)
 
 
-@pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    """Starts the real CLI. The processes share a compilation cache, and so the time it saves."""
-    cache = tmp_path_factory.mktemp("cache")
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
-        "SELFEVOLVE_CACHE": str(cache / "selfevolve"),
+def start_srt(folder, options, recipe, bases, programs, **environment):
+    """The real command on a tiny run. bases, programs: the caches of these."""
+    given = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {
+        "SELFEVOLVE_CACHE": str(bases),
         "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
+        "JAX_COMPILATION_CACHE_DIR": str(programs),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "PYTHONUNBUFFERED": "1",
     }
+    arguments = ("srt", recipe, *TINY.split(), "--run-dir", str(folder), *options)
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", *arguments],
+        cwd=ROOT,
+        env=given | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """Starts the real CLI. The processes share a compilation cache, and so the time it saves."""
+    cache = tmp_path_factory.mktemp("cache")
 
     def start(folder, *options, recipe="quickstart"):
-        arguments = ("srt", recipe, *TINY.split(), "--run-dir", str(folder), *options)
-        return subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        return start_srt(folder, options, recipe, cache / "selfevolve", cache / "jax")
 
     return start
 

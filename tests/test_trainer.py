@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from models.config import ModelConfig
-from selfevolve_jax import checkpoint, run_dir, sharding, state, trainer
+from selfevolve_jax import checkpoint, run_dir, sharding, trainer
 from selfevolve_jax.endings import Interrupted, TrainingFailed
 from selfevolve_jax.errors import DiskError, UserError
 from selfevolve_jax.grpo.config import GRPOConfig
@@ -22,12 +21,9 @@ from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.sharding import MeshConfig
-from selfevolve_jax.tasks import arithmetic
 from selfevolve_jax.trainer import TrainerConfig
+from tests.tiny_text import MODEL, init_params, load_task
 
-MODEL = ModelConfig(
-    vocab_size=16, d_model=32, n_layers=1, n_heads=4, n_kv_heads=4, head_dim=8, d_ff=48
-)
 CONFIG = TrainerConfig(
     steps=6,
     prompts_per_step=4,
@@ -61,14 +57,12 @@ LOGGED = {
 
 @pytest.fixture(scope="module")
 def task():
-    return arithmetic.load_task(
-        arithmetic.ArithmeticConfig(numbers=(4,), train_rows=64, held_out_rows=8), 0
-    )
+    return load_task()
 
 
 @pytest.fixture(scope="module")
 def params(mesh1):
-    return state.init_params(MODEL, jax.random.key(0), mesh1)
+    return init_params(mesh1)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from launch.cluster.job import Job, check_name, fill, need_tool, needs_remote, run
+from launch.cluster.job import Job, check_name, fill, need_tool, needs_remote, quoted, run
 from launch.cluster.tpu import read_slice
 from selfevolve_jax.errors import UserError
 
@@ -66,8 +66,8 @@ def manifest(options: GKE, job: Job) -> str:
     return fill(
         "jobset.yaml",
         name=options.name,
-        image=_quoted(options.image),
-        service_account=_quoted(options.service_account),
+        image=quoted(options.image),
+        service_account=quoted(options.service_account),
         nodes=json.dumps(nodes),
         hosts=str(chosen.hosts),
         chips=str(chosen.chips_per_host),
@@ -77,10 +77,6 @@ def manifest(options: GKE, job: Job) -> str:
     )
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
-
-
 def _escaped(words: Sequence[str]) -> str:
     """Kubernetes would replace $(NAME), and takes $$ for one dollar."""
-    return json.dumps([word.replace("$(", "$$(") for word in words], ensure_ascii=False)
+    return quoted([word.replace("$(", "$$(") for word in words])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import shutil
@@ -121,6 +122,11 @@ def run(command: Sequence[str], text: str | None = None) -> None:
         raise ToolFailed(f"{command[0]} cannot be run: {error.strerror}.") from error
     if code:
         raise ToolFailed(f"{shlex.join(command)} failed with code {code}; what it said is above.")
+
+
+def quoted(value: object) -> str:
+    """A value for a template of YAML, as JSON, which YAML can read."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def fill(template: str, **values: str) -> str:

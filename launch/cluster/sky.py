@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import tempfile
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from launch.cluster.job import (
     need_checkout,
     need_tool,
     needs_remote,
+    quoted,
     run,
 )
 from launch.cluster.tpu import read_slice
@@ -103,16 +103,12 @@ def task(options: Sky, job: Job) -> str:
         "sky.yaml",
         name=options.name,
         nodes=str(options.nodes),
-        workdir=_quoted(str(CHECKOUT)),
-        resources=_quoted(resources),
+        workdir=quoted(str(CHECKOUT)),
+        resources=quoted(resources),
         extra="tpu" if options.topology else options.cuda,
-        run=_quoted(
+        run=quoted(
             (RENDEZVOUS if options.nodes > 1 else "")
             + "exec .venv/bin/selfevolve "
             + shlex.join(job.words)
         ),
     )
-
-
-def _quoted(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -16,7 +16,7 @@ import numpy as np
 
 from models import decoder
 from models.config import ModelConfig
-from selfevolve_jax import sharding
+from selfevolve_jax import flops, sharding
 from selfevolve_jax.bench.measure import Row, alternate
 from selfevolve_jax.bench.workload import Workload
 from selfevolve_jax.grpo.batch import Batch
@@ -28,6 +28,9 @@ from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.rollout.engine import RolloutConfig, Samples, generate
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.state import init_state
+
+# As the engine hands it on: the model's own distribution.
+_PLAIN = Sampling(np.float32(1), np.float32(1), np.int32(0), np.float32(0))
 
 
 def _timed(run: Callable[[], Any]) -> float:
@@ -78,9 +81,8 @@ def prefill(work: Workload) -> list[Row]:
 
 def long_tail(work: Workload) -> list[Row]:
     """Half of the rollout's prompts, twice its limit, and an eighth of the slots that they would fill:
-    our engine, which gives
-    a slot to the next sample as soon as one ends, against batches that wait for their longest. Random
-    numbers belong to samples, so both draw the very same tokens."""
+    our engine, which gives a slot to the next sample as soon as one ends, against batches that wait for
+    their longest. Random numbers belong to samples, so both draw the very same tokens."""
     sizes = work.sizes
     work = replace(work, prompts=work.prompts[: sizes.prompts // 2])
     slots = max(len(work.prompts) * sizes.samples // 8, sizes.samples)
@@ -128,7 +130,7 @@ def _synchronous(work: Workload, start: int, size: int, chunk: int) -> int:
     constrain, limit = sharding.constrainer(mesh), 2 * work.sizes.max_new_tokens
     prompts = work.prompts[start : start + size]
     params = work.policy.params
-    if cfg.dtype != cfg.param_dtype:
+    if decoding.casts(cfg):
         params = decoding.cast_once(params, cfg.dtype)
     P = bucket(max(len(p) for p in work.prompts) - 1)
     S = size * G
@@ -144,8 +146,9 @@ def _synchronous(work: Workload, start: int, size: int, chunk: int) -> int:
     slots = decoding.empty_slots(S, min(bucket(P + chunk), full), cfg, constrain)
     arrays = sharding.put_batch((row, last, place, zeros, row + np.int32(start), index), mesh)
     slots = decoding.admit(slots, buffered, *arrays, jax.random.key(3))
-    ones = Sampling(np.float32(1), np.float32(1), np.int32(0), np.float32(0))
-    values = sharding.put_replicated((ones, np.array([work.stop], np.int32), np.int32(limit)), mesh)
+    values = sharding.put_replicated(
+        (_PLAIN, np.array([work.stop], np.int32), np.int32(limit)), mesh
+    )
     generated, done = zeros, False
     while not done:
         needed = int((place + generated).max()) + 1 + chunk
@@ -177,15 +180,12 @@ def memory_rate(gib: float = 0.5) -> Callable[[], float]:
 
 def matmul_parameters(cfg: ModelConfig) -> int:
     """Weights that each token is multiplied with, the head among them and the embedding not."""
-    D, K = cfg.d_model, cfg.head_dim
-    layer = D * K * (2 * cfg.n_heads + 2 * cfg.n_kv_heads) + 3 * D * cfg.d_ff
-    return cfg.n_layers * layer + D * cfg.vocab_size
+    return flops.layer_weights(cfg) + cfg.d_model * cfg.vocab_size
 
 
 def decode_flops(cfg: ModelConfig, slots: int, seen: int) -> float:
     """Of one token in every slot, each of which attends to `seen` positions."""
-    attention = 4 * cfg.n_layers * cfg.n_heads * cfg.head_dim * seen
-    return slots * (2.0 * matmul_parameters(cfg) + attention)
+    return flops.layers(cfg, slots, slots * seen) + flops.head(cfg, slots)
 
 
 def decode_bytes(cfg: ModelConfig, slots: int, seen: int) -> float:
@@ -197,8 +197,8 @@ def decode_bytes(cfg: ModelConfig, slots: int, seen: int) -> float:
 
 def train_flops(cfg: ModelConfig, rows: int, length: int) -> float:
     """Of a forward and backward pass, 3 times the forward one; attention is causal."""
-    attention = 4 * cfg.n_layers * cfg.n_heads * cfg.head_dim * (length + 1) / 2
-    return 3.0 * rows * length * (2 * matmul_parameters(cfg) + attention)
+    tokens, pairs = rows * length, rows * flops.causal_pairs(length)
+    return 3 * (flops.layers(cfg, tokens, pairs) + flops.head(cfg, tokens))
 
 
 def decode_step(work: Workload) -> list[Row]:
@@ -208,8 +208,9 @@ def decode_step(work: Workload) -> list[Row]:
     params = decoding.cast_once(work.policy.params, cfg.dtype)
     steps, seen = 8, 72
     capacity = bucket(seen + steps)
-    ones = Sampling(np.float32(1), np.float32(1), np.int32(0), np.float32(0))
-    values = sharding.put_replicated((ones, np.array([-1], np.int32), np.int32(10_000)), work.mesh)
+    values = sharding.put_replicated(
+        (_PLAIN, np.array([-1], np.int32), np.int32(10_000)), work.mesh
+    )
 
     def measured() -> float:
         slots = decoding.empty_slots(S, capacity, cfg, constrain)
@@ -225,8 +226,8 @@ def decode_step(work: Workload) -> list[Row]:
         )
 
     what = f"decode step of {S} slots, {cfg.dtype}"
-    flops, read = decode_flops(cfg, S, seen), decode_bytes(cfg, S, seen)
-    return _roofline("decode", what, work, measured, flops, read)
+    work_done = decode_flops(cfg, S, seen), decode_bytes(cfg, S, seen)
+    return _roofline("decode", what, work, measured, *work_done)
 
 
 def train_step(work: Workload) -> list[Row]:
@@ -284,7 +285,7 @@ def _roofline(
     what: str,
     work: Workload,
     measured: Callable[[], float],
-    flops: float,
+    operations: float,
     read: float,
 ) -> list[Row]:
     rate, memory = matmul_flops(work.dtype), memory_rate()
@@ -292,7 +293,7 @@ def _roofline(
 
     def least() -> float:
         last["matmul GFLOP/s"], last["memory GB/s"] = rate() / 1e9, memory() / 1e9
-        return max(flops / last["matmul GFLOP/s"], read / last["memory GB/s"]) / 1e9
+        return max(operations / last["matmul GFLOP/s"], read / last["memory GB/s"]) / 1e9
 
     def reached() -> float:
         return 1 / measured()
@@ -301,7 +302,9 @@ def _roofline(
         return 1 / least()
 
     found = _rounds(reached, possible, work.sizes.rounds)
-    bound = "matmul" if flops / last["matmul GFLOP/s"] >= read / last["memory GB/s"] else "memory"
+    bound = (
+        "matmul" if operations / last["matmul GFLOP/s"] >= read / last["memory GB/s"] else "memory"
+    )
     row = Row(
         name,
         what,
@@ -311,7 +314,7 @@ def _roofline(
         True,
         found["ours"],
         found["theirs"],
-        notes=last | {"GFLOP a step": flops / 1e9, "GB read a step": read / 1e9},
+        notes=last | {"GFLOP a step": operations / 1e9, "GB read a step": read / 1e9},
     )
     return [row]
 

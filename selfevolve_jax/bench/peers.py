@@ -19,7 +19,7 @@ from typing import Any
 
 import selfevolve_jax
 from selfevolve_jax.bench.measure import Failed
-from selfevolve_jax.made_base import cache_folder
+from selfevolve_jax.cache import cache_folder
 
 SCRIPTS = Path(str(selfevolve_jax.__file__)).parents[1] / "tests" / "benchmarks"
 

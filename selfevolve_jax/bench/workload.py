@@ -12,8 +12,8 @@ from typing import Any, Literal
 import numpy as np
 
 from selfevolve_jax import sharding
+from selfevolve_jax.cache import cache_folder
 from selfevolve_jax.checkpoint import Policy
-from selfevolve_jax.made_base import cache_folder
 from selfevolve_jax.pretrained import source
 from selfevolve_jax.pretrained.export import export
 

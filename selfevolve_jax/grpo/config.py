@@ -41,6 +41,11 @@ class GRPOConfig:
     accumulate: int = 1
     logprob_chunk: int = 256
 
+    @property
+    def scored_first(self) -> bool:
+        """Whether the policy's own log-probs are needed before the update."""
+        return self.minibatches > 1 or (self.kl_coef > 0 and self.kl_in == "reward")
+
     def __post_init__(self) -> None:
         for name in ("minibatches", "accumulate", "logprob_chunk"):
             if getattr(self, name) < 1:

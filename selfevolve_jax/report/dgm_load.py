@@ -29,7 +29,8 @@ class Arm:
 
 def load(folder: Path) -> list[Arm]:
     """The arms of a run, in the order in which they began. UserError for a damaged log."""
-    best = {name: told.get("best") for name, told in summary(folder).get("arms", {}).items()}
+    summary = run_dir.summary_so_far(folder)
+    best = {name: told.get("best") for name, told in summary.get("arms", {}).items()}
     arms = []
     for name, path in logs(folder).items():
         told, torn = events.read(path)
@@ -76,9 +77,3 @@ def logs(folder: Path) -> dict[str, Path]:
     found = {path.parent.name: path for path in sorted(folder.glob(f"arms/*/{events.NAME}"))}
     alone = folder / events.NAME
     return found or ({"run": alone} if alone.exists() else {})
-
-
-def summary(folder: Path) -> dict[str, Any]:
-    if not (folder / run_dir.SUMMARY).exists():
-        return {}
-    return run_dir.read_summary(folder)

@@ -24,7 +24,7 @@ from selfevolve_jax.dgm import events, intervals, staged
 from selfevolve_jax.dgm.archive import Evaluation, Node
 from selfevolve_jax.dgm.contract import Split, Usage
 from selfevolve_jax.report import figures, tree_diff, untrusted
-from selfevolve_jax.report.dgm_load import Arm, load, logs, rank, summary, valid
+from selfevolve_jax.report.dgm_load import Arm, load, logs, rank, valid
 from selfevolve_jax.report.lineage_figure import Drawn, lineage, scale
 from selfevolve_jax.report.untrusted import shown
 
@@ -118,7 +118,7 @@ def render(folder: Path, refresh: int | None = None) -> str:
         "way": _named(config.get("selection")),
         "config": run_dir.flatten(config),
         "arms": views,
-        "ended": bool(summary(folder)),
+        "ended": bool(run_dir.summary_so_far(folder)),
         "curves": _chart("best", curves) if len(curves) > 1 else None,
         "highest": highest,
         "scale": scale(highest),

@@ -43,6 +43,11 @@ class Slots:
     key: jax.Array  # key [S]
 
 
+def casts(cfg: ModelConfig) -> bool:
+    """Whether a rollout reads its weights from a copy in the dtype of products."""
+    return cfg.dtype != cfg.param_dtype or bool(cfg.lora.rank)
+
+
 @functools.partial(jax.jit, static_argnames="dtype")
 def cast_once(params: decoder.Params, dtype: str) -> decoder.Params:
     """What every product casts to anyway, cast once a rollout and not once a token. Norms stay, as

@@ -89,7 +89,7 @@ def generate(
     if not R or not all(len(p) for p in prompts):
         raise UserError(f"Nothing to generate from: {R} prompts, shortest of 0 tokens.")
     constrain, ways = sharding.constrainer(mesh), sharding.batch_ways(mesh)
-    if cfg.dtype != cfg.param_dtype or cfg.lora.rank:
+    if decoding.casts(cfg):
         params = decoding.cast_once(params, cfg.dtype)
 
     def rounded(n: int) -> int:

@@ -128,7 +128,7 @@ def run_levels(
 
     def look() -> dict[str, Any]:
         run_dir.check(folder, config, resume, MAY_CHANGE)
-        return run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {}
+        return run_dir.summary_so_far(folder)
 
     summary = {"arms": {}, "levels": {}, "matrix": {}, "seconds": 0.0} | hosts.first(
         "look at the run directory", look

@@ -55,7 +55,7 @@ def replicate(
 
     def create() -> dict:
         run_dir.create(folder, config, resume, may_change)
-        return run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {}
+        return run_dir.summary_so_far(folder)
 
     earlier = hosts.first("make the run directory", create)
     summary: dict = {"seeds": {}, "seconds": 0.0}

@@ -79,7 +79,7 @@ def run(
         instructions.check_endpoint(recipe.instructions.endpoint)
     with miniwob_fleet(recipe.screens.tabs, recipe.screens.browser) as fleet:
         run_dir.create(folder, config, resume, MAY_CHANGE)
-        earlier = run_dir.read_summary(folder) if (folder / run_dir.SUMMARY).exists() else {}
+        earlier = run_dir.summary_so_far(folder)
         spent = earlier.get("seconds", 0.0)
         setting = Setting(recipe, mesh, fleet, folder, say)
         shown = demonstrations(setting, 0, recipe.demonstrations)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from selfevolve_jax.cache import cache_folder
 from selfevolve_jax.dgm import coding
 from selfevolve_jax.dgm.benchmarks import human_eval, polyglot, subset, swe_bench
 from selfevolve_jax.dgm.benchmarks.toolchains import LANGUAGES
 from selfevolve_jax.dgm.contract import Benchmark
 from selfevolve_jax.dgm.sandbox.job import Box, Limits
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.remote import is_remote
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def open_benchmark(config: BenchmarkConfig, box: Box) -> Benchmark:
 
 def _polyglot(config: BenchmarkConfig, box: Box, limits: Limits) -> Benchmark:
     found = polyglot.open_polyglot(
-        str(config.path), cache_folder() / "polyglot", config.languages, config.show_tests,
+        str(config.path), cache_folder() / "dgm" / "polyglot", config.languages, config.show_tests,
         config.java_jars, limits,
     )  # fmt: skip
     return found.chosen(config.train, config.held_out, config.seed, box)
@@ -99,12 +97,3 @@ OPENERS: dict[str, Callable[[BenchmarkConfig, Box, Limits], Benchmark]] = {
     "swe_bench": _swe_bench,
     "human_eval": _human_eval,
 }
-
-
-def cache_folder() -> Path:
-    """$SELFEVOLVE_CACHE, or selfevolve in the user's cache folder. UserError for one in a bucket."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.environ.get("SELFEVOLVE_CACHE") or os.path.join(home, "selfevolve")
-    if is_remote(folder):
-        raise UserError(f"SELFEVOLVE_CACHE={folder}: the cache is a local folder. Set it to one.")
-    return Path(folder) / "dgm"
