@@ -397,24 +397,33 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
 def write_bytes_atomic(path: epath.Path, data: bytes) -> None:
     """`write_text_atomic` for bytes."""
-    with disk_errors(path):
-        if is_remote(path):
-            path.write_bytes(data)
+    write_files_atomic(path.parent, {path.name: data})
+
+
+def write_files_atomic(folder: epath.Path, files: Mapping[str, bytes]) -> None:
+    """Files of one folder, by name, each whole or not at all; all are on disk when this returns."""
+    with disk_errors(folder / ", ".join(files)):
+        if is_remote(folder):
+            for name, data in files.items():
+                (folder / name).write_bytes(data)
             return
-        # the process id keeps `selfevolve report` and a running trainer out of each other's way
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        # epath spells a path out anew at every use, which took as long as the writing itself
+        place = os.fspath(folder)
+        for name, data in files.items():
+            # the process id keeps `selfevolve report` and a running trainer out of each other's way
+            temporary = os.path.join(place, f".{name}.{os.getpid()}.tmp")
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, os.path.join(place, name))
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        held = os.open(place, os.O_RDONLY)  # makes the renames themselves survive a power cut
         try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
-        folder = os.open(path.parent, os.O_RDONLY)  # makes the rename itself survive a power cut
-        try:
-            os.fsync(folder)
+            os.fsync(held)
         finally:
-            os.close(folder)
+            os.close(held)

@@ -6,7 +6,7 @@ no two of them can disagree.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +36,8 @@ class Evaluation:
 @dataclass
 class Node:
     """One agent, or the try at one. tree: its commit in agents.git; None where no child came of it, and
-    `reason` says why. children: how many nodes name it as their parent and have a tree."""
+    `reason` says why. by_split: its evaluations. children: how many nodes name it as their parent and
+    have a tree."""
 
     id: int
     parent: int | None
@@ -50,11 +51,15 @@ class Node:
     seconds: float
     files: str
     time: float
-    evaluations: list[Evaluation] = field(default_factory=list)
+    by_split: dict[Split, list[Evaluation]] = field(default_factory=dict)
     children: int = 0
 
-    def on(self, split: Split) -> list[Evaluation]:
-        return [e for e in self.evaluations if e.split == split]
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        return [e for on_split in self.by_split.values() for e in on_split]
+
+    def on(self, split: Split) -> Sequence[Evaluation]:
+        return self.by_split.get(split, ())
 
 
 def fold(events: Iterable[Mapping[str, Any]]) -> dict[int, Node]:
@@ -74,7 +79,7 @@ def add(nodes: dict[int, Node], event: Mapping[str, Any]) -> None:
             _known(nodes, node.parent).children += 1
         nodes[node.id] = node
     elif event["event"] == "evaluated":
-        known = _known(nodes, event["agent"]).evaluations
+        known = _known(nodes, event["agent"]).by_split.setdefault(event["split"], [])
         if not any((e.task, e.seed) == (event["task"], event["seed"]) for e in known):
             known.append(_evaluation(event))
 

@@ -14,6 +14,7 @@ several workers it does not.
 from __future__ import annotations
 
 import functools
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future
@@ -37,7 +38,8 @@ Start = Callable[..., Future[Any]]
 
 @dataclass
 class Arm:
-    """One arm, at work. nodes: the log, folded so far."""
+    """One arm, at work. nodes: the log, folded so far. scores: by agent and number of attempts, since
+    all agents are asked for theirs twice a generation."""
 
     recipe: DGMRecipe
     plan: Plan
@@ -51,6 +53,7 @@ class Arm:
     nodes: dict[int, Node] = field(init=False)
     tasks: dict[str, Task] = field(init=False)
     parts: list[list[staged.Job]] = field(init=False)
+    scores: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +168,7 @@ def _missing(arm: Arm, agent: int) -> list[staged.Job]:
     return staged.wanted(arm.parts, node.on("train"), _earlier(arm, node), arm.recipe.stages)
 
 
-def _earlier(arm: Arm, node: Node) -> list[list[Evaluation]]:
+def _earlier(arm: Arm, node: Node) -> list[Sequence[Evaluation]]:
     """Of the agents of earlier generations: those of its own may still be at work, and what a stage
     asks for must not depend on who is faster."""
     nodes = (n for n in arm.nodes.values() if n.generation < node.generation)
@@ -221,7 +224,12 @@ def _joins(arm: Arm, node: Node) -> bool:
 
 def _score(arm: Arm, node: Node) -> float:
     done = node.on("train")
-    return staged.score(done, arm.recipe.stages.by) if done else 0.0
+    if not done:
+        return 0.0
+    key = (node.id, len(done))
+    if key not in arm.scores:
+        arm.scores[key] = staged.score(done, arm.recipe.stages.by)
+    return arm.scores[key]
 
 
 def best_agent(arm: Arm) -> int:
@@ -259,7 +267,7 @@ def _measure(arm: Arm, agents: Sequence[int]) -> None:
 
 def _final(arm: Arm, agent: int) -> dict[str, float]:
     node = arm.nodes[agent]
-    found: Mapping[str, list[Evaluation]] = {s: node.on(s) for s in ("held_out", "transfer")}
+    found: Mapping[str, Sequence[Evaluation]] = {s: node.on(s) for s in ("held_out", "transfer")}
     return {split: staged.score(done, "solved") for split, done in found.items() if done}
 
 
@@ -390,12 +398,13 @@ def _with_texts(arm: Arm, e: Evaluation) -> Result:
 
 def _write(arm: Arm, files: str, texts: Mapping[str, str]) -> None:
     """Before the event that names them; a text that is empty is no file."""
+    kept = {name: text.encode(errors="replace")[:TEXT_BYTES] for name, text in texts.items() if text}
+    if not kept:
+        return
     folder = run_dir.absolute(arm.folder / files)
-    for name, text in texts.items():
-        if text:
-            with run_dir.disk_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            run_dir.write_bytes_atomic(folder / name, text.encode(errors="replace")[:TEXT_BYTES])
+    with run_dir.disk_errors(folder):
+        os.makedirs(folder, exist_ok=True)
+    run_dir.write_files_atomic(folder, kept)
 
 
 def _told(arm: Arm, generation: int, ids: Sequence[int]) -> str:

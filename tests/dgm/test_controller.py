@@ -23,7 +23,7 @@ def told(folder: Path) -> dict:
     nodes = archive.fold(events.read(folder / events.NAME)[0])
     return {
         n.id: (
-            replace(n, time=0.0, seconds=0.0, evaluations=[]),
+            replace(n, time=0.0, seconds=0.0, by_split={}),
             sorted((replace(e, wall_s=0.0, cpu_s=0.0) for e in n.evaluations), key=repr),
         )
         for n in nodes.values()

@@ -65,7 +65,7 @@ def told(place: Path) -> dict[int, Any]:
     free = {"usage": Usage()}
     return {
         node.id: (
-            replace(node, time=0.0, seconds=0.0, evaluations=[], **free),
+            replace(node, time=0.0, seconds=0.0, by_split={}, **free),
             sorted((replace(e, wall_s=0.0, cpu_s=0.0, **free) for e in node.evaluations), key=repr),
         )
         for node in archive.fold(of_arm(place)).values()
