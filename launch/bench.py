@@ -64,16 +64,20 @@ def bench(options: Bench) -> list[Row]:
     sizes = workload.QUICK if options.quick else workload.Sizes()
     work = workload.load(sizes, options.dtype, _say)
     rows: list[Row] = []
-    for name, measure in MEASUREMENTS.items():
-        if not options.names or name in options.names:
-            _say(f"{name} …")
-            rows += measure(work)
-    _print(rows)
     about = machine()
-    if options.out is not None:
-        run_dir.write_json_atomic(
-            options.out, {"machine": about, "rows": [row.to_dict() for row in rows]}
-        )
+    for name, measure in MEASUREMENTS.items():
+        if options.names and name not in options.names:
+            continue
+        _say(f"{name} …")
+        found = measure(work)
+        for row in found:
+            _say(" | ".join(cells(row)))
+        rows += found
+        if options.out is not None:  # after each: half an hour's figures must not hang on the last
+            run_dir.write_json_atomic(
+                options.out, {"machine": about, "rows": [row.to_dict() for row in rows]}
+            )
+    _print(rows)
     if options.page is not None:
         text = page.put(written, page.figures(rows, about, _command(options)), options.page)
         run_dir.write_text_atomic(options.page, text)

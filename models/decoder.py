@@ -296,7 +296,10 @@ def forward_cached(
 
 def logits(params: Params, hidden: jax.Array, cfg: ModelConfig) -> jax.Array:
     """Scores over the vocabulary, float32 [..., V], from hidden states [..., D]."""
-    head = params.embed.T if cfg.tie_embeddings else params.head
+    # Not embed.T: the transpose would be made, and that of its gradient, for every piece of a loss.
+    equation, head = (
+        ("...d,vd->...v", params.embed) if cfg.tie_embeddings else ("...d,dv->...v", params.head)
+    )
     return jnp.einsum(
-        "...d,dv->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
+        equation, hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32
     )

@@ -199,7 +199,7 @@ def grpo_step(work: Workload) -> list[Row]:
     """Useful tokens a second through a whole step: sample, reward, update, on the same prompts."""
     sizes, model = work.sizes, work.policy.model
     texts, prompts = work.texts[: sizes.step_prompts], work.prompts[: sizes.step_prompts]
-    grpo = GRPOConfig(advantage="grpo", dual_clip=None)
+    grpo = GRPOConfig(advantage="grpo", dual_clip=None, accumulate=sizes.pieces)
     optimizer = OptimizerConfig(learning_rate=RATE, weight_decay=0.0, clip_norm=1.0)
     tx = make_optimizer(optimizer, 10_000, decay_mask(decoder.abstract_params(model)))
     state = init_state(work.policy.params, model, tx, work.mesh)
@@ -223,7 +223,13 @@ def grpo_step(work: Workload) -> list[Row]:
         )
         decoded = evaluate.decode(work.policy.tokenizer, samples)
         rewards = np.array([[_digits(t) for t in row] for row in decoded], np.float32)
-        batch = build_batch(prompts, samples, samples_per_segment=sizes.samples)
+        batch = build_batch(
+            prompts,
+            samples,
+            row_multiple=sizes.pieces,
+            samples_per_segment=sizes.samples,
+            pack=True,
+        )
         state, metrics = update_step(
             state,
             sharding.put_batch(batch, work.mesh),
@@ -253,6 +259,7 @@ def grpo_step(work: Workload) -> list[Row]:
                     samples=sizes.samples,
                     max_new_tokens=sizes.max_new_tokens,
                     rate=RATE,
+                    pieces=sizes.pieces,
                 )
                 notes[name] |= told["versions"]
                 turns[name] = partial(theirs, worker)

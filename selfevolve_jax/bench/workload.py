@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,17 +27,19 @@ _QUESTIONS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """prompts, samples, max_new_tokens: of a rollout. step_prompts: of a GRPO step. rounds: turns that
-    each contestant takes."""
+    """prompts, samples, max_new_tokens: of a rollout. step_prompts: of a GRPO step; all accumulate the
+    gradient of its samples in `pieces`, so that three contestants fit in 24 GB. rounds: turns that each
+    contestant takes."""
 
     prompts: int = 64
     samples: int = 8
     max_new_tokens: int = 64
     step_prompts: int = 8
+    pieces: int = 4
     rounds: int = 3
 
 
-QUICK = Sizes(prompts=4, samples=2, max_new_tokens=8, step_prompts=2, rounds=1)
+QUICK = Sizes(prompts=4, samples=2, max_new_tokens=8, step_prompts=2, pieces=2, rounds=1)
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,10 @@ def load(
     sizes: Sizes, dtype: Literal["float32", "bfloat16"], say: Callable[[str], None]
 ) -> Workload:
     """The policy with its products in `dtype` over float32 weights, and the prompts. UserError
-    without the extra smollm2."""
+    without the extra smollm2. Updates make activations again, as our recipes for such models do."""
     mesh = sharding.make_mesh(sharding.MeshConfig())
     policy = source.load_policy(WEIGHTS, mesh, dtype=dtype, param_dtype="float32")
+    policy = replace(policy, model=replace(policy.model, remat="full"))
     folder = _exported(policy, say)
     rng = np.random.default_rng(0)
     texts = [

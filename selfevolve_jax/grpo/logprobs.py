@@ -68,12 +68,11 @@ def token_logprobs(
         hidden, target = piece
         logits = constrain(decoder.logits(params, hidden, cfg), ("batch", "length", "vocab"))
         logits = without_image_token(logits, cfg) / scale
-        norm = jax.nn.logsumexp(logits, axis=-1)
-        probs = jnp.exp(logits - norm[..., None])
         # A masked sum and not take_along_axis: it also works where the vocabulary is sharded.
         chosen = target[..., None] == jnp.arange(logits.shape[-1])
-        logprob = jnp.where(chosen, logits, 0.0).sum(-1) - norm
-        return None, (logprob, norm - (probs * logits).sum(-1))
+        logit = jnp.where(chosen, logits, 0.0).sum(-1)
+        norm, mean = _norm_and_mean(logits, _parts(logits.shape[-1], constrain.platform))
+        return None, (logit - norm, norm - mean)
 
     _, scored = jax.lax.scan(score, None, (split(hidden_BxTxD), split(batch.tokens_BxT)))
 
@@ -82,3 +81,19 @@ def token_logprobs(
         return jnp.where(batch.sequence_ids_BxT >= 0, x, 0.0)
 
     return join(scored[0]), join(scored[1])
+
+
+def _parts(vocab: int, platform: str) -> int:
+    """In how many equal parts the vocabulary is summed. XLA's CPU backend sums a long row by one core
+    and one exponential at a time, and its parts by all cores and eight at a time (512 rows of 49,152:
+    87 ms whole, 10 ms in parts)."""
+    return 16 if platform == "cpu" and vocab >= 4096 and vocab % 16 == 0 else 1
+
+
+def _norm_and_mean(logits: jax.Array, parts: int) -> tuple[jax.Array, jax.Array]:
+    """log Σ exp(z) over the last axis, and the mean of z under softmax(z); the same for any `parts`."""
+    z = logits.reshape(*logits.shape[:-1], parts, -1)
+    part = jax.nn.logsumexp(z, axis=-1)
+    norm = jax.nn.logsumexp(part, axis=-1)
+    mean = (jnp.exp(z - part[..., None]) * z).sum(-1)
+    return norm, (jnp.exp(part - norm[..., None]) * mean).sum(-1)

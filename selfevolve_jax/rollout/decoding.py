@@ -16,8 +16,7 @@ from models.shared import Constrain
 from selfevolve_jax.rollout.prompt_images import FEATURE_AXES
 from selfevolve_jax.rollout.sampling import (
     Sampling,
-    draw,
-    sampling_logprobs,
+    sample,
     token_stats,
     top_tokens,
     without_image_token,
@@ -152,9 +151,8 @@ def decode_chunk(
             rotary_positions=(slots.position + slots.shift)[:, None],
         )
         scores_SxV = decoder.logits(params, hidden[:, 0], cfg)
-        logprobs_SxV = sampling_logprobs(without_image_token(scores_SxV, cfg), sampling)
         keys = jax.vmap(jax.random.fold_in)(slots.key, slots.generated)
-        token, logprob = draw(logprobs_SxV, keys)
+        token, logprob = sample(without_image_token(scores_SxV, cfg), sampling, keys)
         active, generated = slots.active, slots.generated + slots.active
         stop = jnp.any(token[:, None] == stop_tokens, axis=-1) | (generated >= limit)
         slots = Slots(

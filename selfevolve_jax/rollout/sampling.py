@@ -39,15 +39,15 @@ def check_sampling(sampling: Sampling) -> None:
             raise UserError(f"sampling.{name}={getattr(sampling, name)} must be {rule}.")
 
 
-def sampling_logprobs(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
-    """Log-probabilities [B, V] of the distribution that is really sampled from, float32. The values
-    of `sampling` are scalars, or [B, 1] where each row has its own.
+def sampling_scores(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+    """Scores [B, V], float32, whose softmax is the distribution that is really sampled from. The
+    values of `sampling` are scalars, or [B, 1] where each row has its own.
 
-    Temperature first, then top-k, top-p and min-p in that order, then renormalised; −inf for what
-    was cut. Ties with the last kept score are kept too. Greedy gives 0 to the first best token.
+    Temperature first, then top-k, top-p and min-p in that order; −inf for what was cut. Ties with the
+    last kept score are kept too. Greedy leaves the first best token alone, with a score of 0.
     """
     greedy = sampling.temperature <= 0
-    scores = logits_BxV.astype(jnp.float32) / jnp.where(greedy, 1.0, sampling.temperature)
+    scores = _tempered(logits_BxV, sampling)
     vocab = scores.shape[-1]
 
     def cut(scores):
@@ -64,11 +64,19 @@ def sampling_logprobs(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
         return jnp.where(scores >= last, scores, -jnp.inf)
 
     # The sort is the cost here; it only runs when some filter is on, and cuts nothing of other rows.
-    filtered = (sampling.top_k > 0) | (sampling.top_p < 1.0) | (sampling.min_p > 0.0)
-    scores = jax.lax.cond(jnp.any(filtered & ~greedy), cut, lambda s: s, scores)
-    logprobs = jax.nn.log_softmax(scores, axis=-1)
+    scores = jax.lax.cond(jnp.any(_filters(sampling) & ~greedy), cut, lambda s: s, scores)
     best = jnp.argmax(scores, axis=-1, keepdims=True) == jnp.arange(vocab)
-    return jnp.where(greedy, jnp.where(best, 0.0, -jnp.inf), logprobs)
+    return jnp.where(greedy, jnp.where(best, 0.0, -jnp.inf), scores)
+
+
+def _tempered(logits_BxV: jax.Array, sampling: Sampling) -> jax.Array:
+    return logits_BxV.astype(jnp.float32) / jnp.where(
+        sampling.temperature > 0, sampling.temperature, 1.0
+    )
+
+
+def _filters(sampling: Sampling) -> jax.Array:
+    return (sampling.top_k > 0) | (sampling.top_p < 1.0) | (sampling.min_p > 0.0)
 
 
 def without_image_token(logits: jax.Array, cfg: ModelConfig) -> jax.Array:
@@ -86,26 +94,42 @@ _BLOCK = 256
 _LARGE = 4096  # below, a random number for each token of the vocabulary costs nothing to speak of
 
 
-def draw(logprobs_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """One token a row from its own key, and its log-probability: int32 [B], float32 [B]."""
-    large = logprobs_BxV.shape[-1] >= _LARGE
-    choose = _by_blocks if large else jax.vmap(lambda row, key: jax.random.categorical(key, row))
-    tokens_B = choose(logprobs_BxV, keys_B).astype(jnp.int32)
+def sample(
+    logits_BxV: jax.Array, sampling: Sampling, keys_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """One token a row from its own key, and its log-probability in the distribution that is really
+    sampled from: int32 [B], float32 [B]."""
+    if logits_BxV.shape[-1] < _LARGE:
+        return draw(sampling_scores(logits_BxV, sampling), keys_B)
+    # Without a filter nothing of the size of the scores is written: a third of the time.
+    return jax.lax.cond(
+        jnp.any(_filters(sampling) | (sampling.temperature <= 0)),
+        lambda logits: draw(sampling_scores(logits, sampling), keys_B),
+        lambda logits: draw(_tempered(logits, sampling), keys_B),
+        logits_BxV,
+    )
+
+
+def draw(scores_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """One token a row of softmax(scores) from its own key, and its log-probability."""
+    if scores_BxV.shape[-1] >= _LARGE:
+        return _by_blocks(scores_BxV, keys_B)
+    logprobs_BxV = jax.nn.log_softmax(scores_BxV, axis=-1)
+    tokens_B = jax.vmap(jax.random.categorical)(keys_B, logprobs_BxV).astype(jnp.int32)
     chosen = tokens_B[:, None] == jnp.arange(logprobs_BxV.shape[-1])
     # A masked sum and not a gather: it also works on a vocabulary that is sharded.
     return tokens_B, jnp.sum(jnp.where(chosen, logprobs_BxV, 0.0), axis=-1)
 
 
-def _by_blocks(logprobs_BxV: jax.Array, keys_B: jax.Array) -> jax.Array:
+def _by_blocks(scores_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One token a row by inversion of the distribution function: first its block of the vocabulary,
     then itself within the block. A random number for each of the two keeps the share of rare tokens,
     which a single float32 would round away. Gumbel noise needs V random numbers a row, which on the
     CPU took a quarter of a decode step with a vocabulary of 49,152."""
-    B, V = logprobs_BxV.shape
+    B, V = scores_BxV.shape
     blocks = -(-V // _BLOCK)
     padding = [(0, 0), (0, blocks * _BLOCK - V)]
-    probs = jnp.exp(jnp.pad(logprobs_BxV, padding, constant_values=-jnp.inf))
-    probs = probs.reshape(B, blocks, _BLOCK)
+    scores = jnp.pad(scores_BxV, padding, constant_values=-jnp.inf).reshape(B, blocks, _BLOCK)
     u_Bx2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_B)
 
     def invert(weights_BxN: jax.Array, u_B: jax.Array) -> jax.Array:
@@ -114,10 +138,15 @@ def _by_blocks(logprobs_BxV: jax.Array, keys_B: jax.Array) -> jax.Array:
         # Rounding may leave none past a u close to 1.
         return jnp.where(past.any(-1), past.argmax(-1), weights_BxN.argmax(-1))
 
-    block_B = invert(probs.sum(-1), u_Bx2[:, 0])
+    highest_B = scores.max(axis=-1).max(axis=-1)
+    weights = jnp.exp(scores - highest_B[:, None, None]).sum(axis=-1)
+    block_B = invert(weights, u_Bx2[:, 0])
     here = block_B[:, None] == jnp.arange(blocks)
-    within_BxK = jnp.where(here[..., None], probs, 0.0).sum(axis=1)
-    return block_B * _BLOCK + invert(within_BxK, u_Bx2[:, 1])
+    within_BxK = jnp.where(here[..., None], scores, 0.0).sum(axis=1) - highest_B[:, None]
+    place_B = invert(jnp.exp(within_BxK), u_Bx2[:, 1])
+    chosen = place_B[:, None] == jnp.arange(_BLOCK)
+    logprob_B = jnp.where(chosen, within_BxK, 0.0).sum(axis=-1) - jnp.log(weights.sum(axis=-1))
+    return (block_B * _BLOCK + place_B).astype(jnp.int32), logprob_B
 
 
 def top_tokens(

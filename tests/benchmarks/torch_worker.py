@@ -66,7 +66,9 @@ def rollout(
     return {"seconds": time.perf_counter() - began, "tokens": sum(lengths), "n": len(lengths)}
 
 
-def grpo(texts: list[str], samples: int, max_new_tokens: int, rate: float) -> dict[str, Any]:
+def grpo(
+    texts: list[str], samples: int, max_new_tokens: int, rate: float, pieces: int
+) -> dict[str, Any]:
     """Prepares TRL's trainer on these prompts; each `step` is then one of its steps on all of them."""
     import datasets
     import trl
@@ -92,8 +94,9 @@ def grpo(texts: list[str], samples: int, max_new_tokens: int, rate: float) -> di
         use_cpu=True,
         bf16=bf16,
         gradient_checkpointing=False,
-        per_device_train_batch_size=rows,
-        steps_per_generation=1,
+        per_device_train_batch_size=rows // pieces,
+        gradient_accumulation_steps=pieces,
+        steps_per_generation=pieces,
         num_generations=samples,
         max_completion_length=max_new_tokens,
         learning_rate=rate,

@@ -100,7 +100,9 @@ def rollout(
     return {"seconds": time.perf_counter() - began, "tokens": sum(lengths), "n": len(lengths)}
 
 
-def grpo(texts: list[str], samples: int, max_new_tokens: int, rate: float) -> dict[str, Any]:
+def grpo(
+    texts: list[str], samples: int, max_new_tokens: int, rate: float, pieces: int
+) -> dict[str, Any]:
     """Prepares the learner on these prompts; each `step` is then one of its steps on all of them."""
     from tunix.rl import rl_cluster as cluster_lib
     from tunix.rl.grpo import grpo_learner
@@ -113,7 +115,7 @@ def grpo(texts: list[str], samples: int, max_new_tokens: int, rate: float) -> di
     def rewards(prompts, completions, **_):
         ids = STATE["tokenizer"](list(completions), add_special_tokens=False)["input_ids"]
         # The stop token is not in the text, and counts as it does for the others.
-        lengths[:] = [min(len(i) + 1, max_new_tokens) for i in ids]
+        lengths.extend(min(len(i) + 1, max_new_tokens) for i in ids)
         return [reward(text) for text in completions]
 
     cluster = cluster_lib.RLCluster(
@@ -127,6 +129,9 @@ def grpo(texts: list[str], samples: int, max_new_tokens: int, rate: float) -> di
                 actor_optimizer=optax.chain(
                     optax.clip_by_global_norm(1.0), optax.adamw(rate, weight_decay=0.0)
                 ),
+                mini_batch_size=len(texts),
+                train_micro_batch_size=len(texts) // pieces,
+                rollout_micro_batch_size=len(texts),
                 eval_every_n_steps=10_000,
                 max_steps=10_000,
             ),
@@ -153,6 +158,7 @@ def grpo(texts: list[str], samples: int, max_new_tokens: int, rate: float) -> di
                 jax.block_until_ready(nnx.state(cluster.actor_trainer.model))
                 STATE["paced"].done(tokens=sum(lengths))
             first = False
+            lengths.clear()
             STATE["paced"].wait()
             yield {"prompts": np.array(texts)}
 

@@ -10,7 +10,7 @@ import pytest
 from models import decoder
 from models.config import ModelConfig
 from selfevolve_jax.grpo.batch import build_batch
-from selfevolve_jax.grpo.logprobs import token_logprobs
+from selfevolve_jax.grpo.logprobs import _norm_and_mean, _parts, token_logprobs
 from selfevolve_jax.rollout.engine import Samples
 from selfevolve_jax.state import init_params
 
@@ -159,3 +159,28 @@ def test_no_array_of_all_scores_is_made_forward_or_backward(weights, compiled):
     ]
     assert [s for s in shapes if V in s]
     assert [s for s in shapes if V in s and np.prod(s) >= whole] == []
+
+
+def test_sums_by_parts_are_those_of_the_whole():
+    """Normaliser, mean under the softmax and both gradients, with one part of no weight at all."""
+    z = np.random.default_rng(0).normal(0, 5, (3, 48)).astype(np.float32)
+    z[1, 3:6] = -1e9
+    wide = z.astype(np.float64)
+    norm = np.log(np.exp(wide - wide.max(-1, keepdims=True)).sum(-1)) + wide.max(-1)
+    probs = np.exp(wide - norm[:, None])
+    mean = (probs * wide).sum(-1)
+    for parts in (1, 16):
+        got = _norm_and_mean(jnp.asarray(z), parts)
+        np.testing.assert_allclose(got[0], norm, rtol=1e-6)
+        np.testing.assert_allclose(got[1], mean, rtol=1e-5)
+        slopes = [
+            jax.grad(lambda z, i=i, n=parts: _norm_and_mean(z, n)[i].sum())(z) for i in (0, 1)
+        ]
+        np.testing.assert_allclose(slopes[0], probs, atol=1e-6)
+        np.testing.assert_allclose(slopes[1], probs * (1 + wide - mean[:, None]), atol=1e-5)
+
+
+def test_only_large_vocabularies_on_a_cpu_are_summed_by_parts():
+    """Elsewhere the vocabulary may be sharded, and a tiny one is one part."""
+    assert [_parts(49152, p) for p in ("cpu", "gpu", "tpu")] == [16, 1, 1]
+    assert _parts(151_936, "cpu") == 16 and _parts(64, "cpu") == _parts(50_257, "cpu") == 1

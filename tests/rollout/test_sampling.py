@@ -13,12 +13,19 @@ from selfevolve_jax.rollout.sampling import (
     Sampling,
     check_sampling,
     draw,
-    sampling_logprobs,
+    sample,
+    sampling_scores,
     token_stats,
     top_tokens,
 )
 
 V = 12
+
+
+def sampling_logprobs(logits, sampling):
+    return jax.nn.log_softmax(sampling_scores(logits, sampling), axis=-1)
+
+
 _jitted = jax.jit(sampling_logprobs)
 
 
@@ -154,7 +161,7 @@ def test_draws_come_with_the_frequencies_of_the_distribution():
         rows = np.broadcast_to(np.log(probs).astype(np.float32), (n, 6))
     tokens, logprob = jax.jit(draw)(rows, jax.random.split(jax.random.key(0), n))
     tokens = np.asarray(tokens)
-    np.testing.assert_array_equal(np.asarray(logprob), rows[0][tokens])
+    np.testing.assert_allclose(np.asarray(logprob), rows[0][tokens], atol=1e-6)
     counts, expected = np.bincount(tokens, minlength=6), n * probs
     assert counts[probs == 0].sum() == 0
     there = probs > 0
@@ -178,8 +185,7 @@ def test_a_large_vocabulary_has_the_frequencies_of_its_distribution_too():
     row = jnp.asarray(wide(probs))
     many = jax.jit(lambda keys: draw(jnp.broadcast_to(row, (len(keys), WIDE)), keys))
     tokens, logprob = (np.concatenate(x) for x in zip(*map(many, keys), strict=True))
-    np.testing.assert_array_equal(logprob, np.asarray(row)[tokens])
-    assert np.isfinite(logprob).all()  # none of probability 0
+    np.testing.assert_allclose(logprob, np.asarray(row)[tokens], atol=1e-6)  # −inf would not be
     few = {0: 0.1, 255: 0.2, 256: 0.1, 300: 0.15, 4999: 0.25}
     counts = np.array([(tokens == t).sum() for t in few] + [np.isin(tokens, list(rest)).sum()])
     expected = n * np.array([*few.values(), 0.2])
@@ -203,6 +209,28 @@ def test_no_random_number_draws_what_has_no_probability(monkeypatch, u):
     if u > 0.9:
         np.testing.assert_array_equal(tokens, last)
     assert tokens[-1] == 700
+
+
+@pytest.mark.parametrize("size", [V, WIDE])
+@pytest.mark.parametrize(
+    "values", [{}, {"temperature": 0.5}, {"temperature": 0.0}, {"top_k": 3}, {"top_p": 0.5}]
+)
+def test_a_sample_comes_with_its_logprob_in_what_is_sampled_from(size, values):
+    """Of scores far from normalised, with the settings of all rows and of each row."""
+    rows = np.random.default_rng(0).normal(30, 4, (40, size)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), len(rows))
+    want = np.asarray(sampling_logprobs(jnp.asarray(rows), Sampling(**values)))
+    tokens, logprob = jax.jit(sample)(rows, Sampling(**values), keys)
+    np.testing.assert_allclose(logprob, want[np.arange(40), tokens], atol=1e-5)
+    others = Sampling(**values)
+    own = Sampling(
+        *(
+            np.where(np.arange(40)[:, None] < 20, getattr(others, f), getattr(Sampling(), f))
+            for f in ("temperature", "top_p", "top_k", "min_p")
+        )
+    )
+    mixed, _ = jax.jit(sample)(rows, own, keys)
+    np.testing.assert_array_equal(mixed[:20], tokens[:20])
 
 
 @pytest.mark.parametrize("size", [V, WIDE])
