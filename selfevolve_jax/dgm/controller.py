@@ -170,7 +170,9 @@ def _missing(arm: Arm, agent: int) -> list[staged.Job]:
 
 def _earlier(arm: Arm, node: Node) -> list[Sequence[Evaluation]]:
     """Of the agents of earlier generations: those of its own may still be at work, and what a stage
-    asks for must not depend on who is faster."""
+    asks for must not depend on who is faster. Nobody is compared before the third stage."""
+    if len(arm.parts) < 3:
+        return []
     nodes = (n for n in arm.nodes.values() if n.generation < node.generation)
     return [done for n in nodes if (done := n.on("train"))]
 
@@ -387,8 +389,10 @@ def _read_tree(repository: Path, commit: str) -> Tree:
 
 def _with_texts(arm: Arm, e: Evaluation) -> Result:
     def text(name: str) -> str:
-        path = arm.folder / e.files / name
-        return path.read_text(errors="replace") if path.exists() else ""
+        try:
+            return (arm.folder / e.files / name).read_text(errors="replace")
+        except FileNotFoundError:  # an empty text has no file
+            return ""
 
     same = ("solved", "partial", "empty", "reason", "tests", "usage", "cpu_s", "wall_s")
     return Result(
