@@ -402,7 +402,9 @@ def _with_texts(arm: Arm, e: Evaluation) -> Result:
 
 def _write(arm: Arm, files: str, texts: Mapping[str, str]) -> None:
     """Before the event that names them; a text that is empty is no file."""
-    kept = {name: text.encode(errors="replace")[:TEXT_BYTES] for name, text in texts.items() if text}
+    kept = {
+        name: text.encode(errors="replace")[:TEXT_BYTES] for name, text in texts.items() if text
+    }
     if not kept:
         return
     folder = run_dir.absolute(arm.folder / files)
