@@ -32,8 +32,6 @@ from selfevolve_jax.dgm.tools import Tools
 from selfevolve_jax.dgm.work import Evaluate, Expand, Job
 
 TEXT_BYTES = 1 << 20  # kept of each text
-# Starts a job of these tools: (executor, function, arguments) -> its future.
-Start = Callable[..., Future[Any]]
 
 
 @dataclass
@@ -289,7 +287,7 @@ def _work(arm: Arm, next_job: work.Next, ahead: int | None = None) -> None:
 def _start(arm: Arm, pool: Executor, job: Job) -> Future[Any]:
     if isinstance(job, Evaluate):
         tree, task = _tree(arm, job.agent), arm.tasks[job.task]
-        return arm.tools.submit(pool, evaluate, tree, task, job.seed)
+        return arm.tools.submit(pool, _texts_kept(arm, job), evaluate, tree, task, job.seed)
     # In the order of the stages, whichever ended first.
     tried = {(e.task, e.seed): e for e in arm.nodes[job.parent].on("train")}
     ordered = [tried[key] for part in arm.parts for key in part if key in tried]
@@ -300,7 +298,7 @@ def _start(arm: Arm, pool: Executor, job: Job) -> Future[Any]:
         attempts=[(arm.tasks[e.task], _with_texts(arm, e)) for e in ordered],
     )
     seed = seed_of(arm.recipe.seed, "child", job.agent)
-    return arm.tools.submit(pool, expand, parent, seed)
+    return arm.tools.submit(pool, lambda made: None, expand, parent, seed)
 
 
 def evaluate(tools: Tools, tree: Tree, task: Task, seed: int) -> Result:
@@ -327,8 +325,6 @@ def _record(arm: Arm, job: Job, result: Any) -> None:
         _append_child(arm, job, proposal, commit, seconds)
         return
     assert isinstance(result, Result)
-    files = f"evaluations/{job.agent}/{job.task}.{job.seed}"
-    _write(arm, files, {"answer.txt": result.answer, "log.txt": result.log})
     task = arm.tasks[job.task]
     arm.append(
         "evaluated",
@@ -337,7 +333,7 @@ def _record(arm: Arm, job: Job, result: Any) -> None:
         seed=job.seed,
         split=task.split,
         group=task.group,
-        files=files,
+        files=_files(job),
         **{
             name: getattr(result, name)
             for name in ("solved", "partial", "empty", "reason", "tests", "usage")
@@ -345,6 +341,20 @@ def _record(arm: Arm, job: Job, result: Any) -> None:
         cpu_s=round(result.cpu_s, 4),
         wall_s=round(result.wall_s, 4),
     )
+
+
+def _files(job: Evaluate) -> str:
+    return f"evaluations/{job.agent}/{job.task}.{job.seed}"
+
+
+def _texts_kept(arm: Arm, job: Evaluate) -> Callable[[Result], None]:
+    """Writes them where the result comes to, so that nobody else waits for the disk; the event that
+    names them follows. What a run that dies in between leaves is overwritten."""
+
+    def keep(result: Result) -> None:
+        _write(arm, _files(job), {"answer.txt": result.answer, "log.txt": result.log})
+
+    return keep
 
 
 def _append_child(

@@ -22,7 +22,8 @@ from selfevolve_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Tools:
-    """submit(pool, function, *arguments) runs function(tools, *arguments) somewhere."""
+    """submit(pool, keep, function, *arguments) runs function(tools, *arguments) somewhere, and
+    keep(result) in whichever thread here the result comes to, before the future has it."""
 
     benchmark: Benchmark
     proposer: Proposer
@@ -40,7 +41,7 @@ def open_tools(
 ) -> Iterator[Tools]:
     """folder: where the calls of models are logged. ready: called with the models, where there are
     some, before a sandbox is opened. Raises UserError where a part is missing."""
-    submit = _here if recipe.fan_out == "threads" else _by_ray(recipe, plan)
+    submit = here if recipe.fan_out == "threads" else _by_ray(recipe, plan)
     with contextlib.ExitStack() as stack:
         models = _models(recipe, folder)
         if models is not None:
@@ -91,8 +92,18 @@ def _parts(recipe: DGMRecipe, plan: Plan, box: Box) -> tuple[Benchmark, Proposer
     return judged_by, SelfModification(judged_by)
 
 
-def _here(tools: Tools, pool: Executor, function: Callable[..., Any], *given: Any) -> Future[Any]:
-    return pool.submit(function, tools, *given)
+Keep = Callable[[Any], None]
+
+
+def here(
+    tools: Tools, pool: Executor, keep: Keep, function: Callable[..., Any], *given: Any
+) -> Future[Any]:
+    def job() -> Any:
+        result = function(tools, *given)
+        keep(result)
+        return result
+
+    return pool.submit(job)
 
 
 def _by_ray(recipe: DGMRecipe, plan: Plan) -> Callable[..., Future[Any]]:
@@ -105,22 +116,29 @@ def _by_ray(recipe: DGMRecipe, plan: Plan) -> Callable[..., Future[Any]]:
     ray.init(ignore_reinit_error=True, log_to_driver=False)
     remote = ray.remote(num_cpus=1, max_retries=0)(_there)
 
-    def submit(tools: Tools, pool: Executor, function: Callable[..., Any], *given: Any) -> Any:
+    def submit(
+        tools: Tools, pool: Executor, keep: Keep, function: Callable[..., Any], *given: Any
+    ) -> Any:
         result: Future[Any] = Future()
         result.set_running_or_notify_cancel()  # what is on its way is waited for
         answer = remote.remote(recipe, plan, function, given).future()
-        answer.add_done_callback(functools.partial(_hand_over, result))
+        answer.add_done_callback(functools.partial(_hand_over, result, keep))
         return result
 
     return submit
 
 
-def _hand_over(result: Future[Any], answer: Future[Any]) -> None:
+def _hand_over(result: Future[Any], keep: Keep, answer: Future[Any]) -> None:
     """Ray wraps what a job raises in an error of its own, with the traceback in its message; one that
     wraps nothing tells of a machine or a process that is gone."""
     error = answer.exception()
     if error is None:
-        result.set_result(answer.result())
+        try:
+            keep(answer.result())
+        except BaseException as refused:  # the disk's, say: this thread has nobody else to tell
+            result.set_exception(refused)
+        else:
+            result.set_result(answer.result())
     else:
         cause = getattr(error, "cause", None)
         result.set_exception(cause or Unavailable(f"Ray: {str(error).splitlines()[0]}"))

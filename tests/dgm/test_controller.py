@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from selfevolve_jax import run_dir
 from selfevolve_jax.dgm import archive, events, trees, work
 from selfevolve_jax.dgm.contract import BudgetSpent, Result, Unavailable
 from selfevolve_jax.dgm.selection import SelectionConfig
@@ -204,6 +205,34 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path, monkeypatch):
         with pytest.raises(DiskError):
             toy.run(tmp_path / "a")
     toy.run(tmp_path / "a")
+    toy.run(tmp_path / "b")
+    assert told(tmp_path / "a") == told(tmp_path / "b")
+
+
+def test_texts_are_on_disk_before_the_event_that_names_them(tmp_path, monkeypatch):
+    """Also where the disk is full as a job's thread writes them: the run stops, and goes on later."""
+    append, write = events.Log.append, run_dir.write_files_atomic
+    threads, left = set(), iter(range(9))
+
+    def checked(log, event, **fields):
+        if event == "evaluated":
+            assert (tmp_path / "a" / fields["files"] / "answer.txt").read_text()
+        return append(log, event, **fields)
+
+    def full(folder, files):
+        threads.add(threading.current_thread())
+        if "evaluations" in str(folder) and next(left, None) is None:
+            raise DiskError("cannot write: No space left on device")
+        write(folder, files)
+
+    monkeypatch.setattr(events.Log, "append", checked)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_dir, "write_files_atomic", full)
+        with pytest.raises(DiskError):
+            toy.run(tmp_path / "a")
+    assert len(threads - {threading.main_thread()}) > 0
+    toy.run(tmp_path / "a")
+    monkeypatch.undo()
     toy.run(tmp_path / "b")
     assert told(tmp_path / "a") == told(tmp_path / "b")
 

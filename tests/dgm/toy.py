@@ -9,7 +9,6 @@ import functools
 import json
 import sys
 import time
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from selfevolve_jax.dgm import controller
 from selfevolve_jax.dgm.contract import Parent, Proposal, Result, Task, Usage, draws
 from selfevolve_jax.dgm.recipe import DGMRecipe, plan_of
 from selfevolve_jax.dgm.staged import StagesConfig
-from selfevolve_jax.dgm.tools import Tools
+from selfevolve_jax.dgm.tools import Tools, here
 
 TASKS = tuple(
     Task(f"{split}-{i}", split, f"g{i % 5}")
@@ -71,10 +70,6 @@ class Proposer:
 
 def agent_id(agent) -> str:
     return agent.get("id", b"first").decode()
-
-
-def here(tools: Tools, pool: Executor, function: Any, *given: Any) -> Any:
-    return pool.submit(function, tools, *given)
 
 
 def tools(benchmark: Any, proposer: Any = None) -> Tools:
