@@ -5,7 +5,6 @@ python -m selfevolve_jax.bench.memory chunked|whole
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from selfevolve_jax.grpo.config import GRPOConfig
 from selfevolve_jax.grpo.logprobs import token_logprobs
 from selfevolve_jax.state import init_params
 
+STATUS = Path("/proc/self/status")
 _T = 2048
 _CFG = ModelConfig(151_936, 64, 1, 1, 1, 64, 64, tie_embeddings=True)  # scores are all that counts
 
@@ -52,9 +52,8 @@ def batch(length: int) -> Batch:
 def peak_kib() -> int:
     """Of this program alone: what getrusage calls the peak is handed on from the process that started
     it, and the benchmark's is larger than anything here."""
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1])
+    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
+    return int(lines["VmHWM"].split()[0])
 
 
 def main() -> None:
