@@ -120,7 +120,7 @@ def test_the_fold_counts_once_and_adds_up():
     nodes = archive.fold([child, attempt, attempt, failed, made, made])  # 2 was made before 1
     assert list(nodes) == [0, 1, 2]
     assert nodes[0].children == 1  # the failed one has no tree, and is there all the same
-    assert len(nodes[0].evaluations) == 1 and nodes[0].on("held_out") == []
+    assert len(nodes[0].evaluations) == 1 and not nodes[0].on("held_out")
     assert nodes[2].reason == "no diff" and nodes[0].usage.dollars == 0.5
     with pytest.raises(UserError, match="agent 7"):
         archive.fold([child, {**attempt, "agent": 7}])
