@@ -34,6 +34,7 @@ class Clock:
         self.parts[name], self.last = self.parts.get(name, 0.0) + now - self.last, now
 
     def metrics(self, sampled_tokens: int) -> dict[str, float]:
+        """sampled_tokens: of the samples that were drawn meanwhile, whichever step they are for."""
         total = self.last - self.start
         return self.parts | {
             "time/step": total,

@@ -286,6 +286,7 @@ def train(
             jax.block_until_ready(state.step)  # its weights are needed now; so the split is true
             clock.lap("update_wait")
             before, weights = progress["position"], sampler_weights()
+            drawn_before = bool(ahead or stored)  # in another step's time, or another life's
             drawn = ahead or step_draw.draw(drawing, step, before, weights, clock, stored)
             stored, progress["position"] = None, drawn.position
             kept, seen = drawn.kept, drawn.seen
@@ -339,7 +340,8 @@ def train(
             if config.one_step_off:
                 host_metrics["policy/staleness"] = step - 1 - drawn.updates
             clock.lap("log")
-            host_metrics |= clock.metrics(int(samples.lengths_RxG.sum()))
+            fresh = ([] if drawn_before else [drawn]) + ([ahead] if ahead else [])
+            host_metrics |= clock.metrics(sum(int(d.kept.samples.lengths_RxG.sum()) for d in fresh))
             host_metrics["train/learning_rate"] = rate((step - 1) * grpo.minibatches)
             host_metrics["compile/count"] = compiled()
             pending = step, device_metrics | host_metrics

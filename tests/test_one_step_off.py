@@ -125,6 +125,14 @@ def test_a_batch_is_drawn_by_the_weights_that_the_step_before_began_with(off, ta
             assert logged[step] != drawn(by[step - 1])
 
 
+def test_tokens_a_second_are_those_of_what_was_drawn_meanwhile(off):
+    """The first step draws for itself and for the second, the last one nothing."""
+    lines = [x for x in read_metrics(off[0] / run_dir.METRICS) if "throughput/tokens_per_s" in x]
+    drawn = [round(x["throughput/tokens_per_s"] * x["time/step"]) for x in lines]
+    mine = [round(16 * x["response/length_mean"]) for x in lines]  # 4 rows of 4 samples
+    assert drawn == [mine[0] + mine[1], *mine[2:], 0]
+
+
 def test_staleness_is_told_and_seen_in_the_samplers_gap(off, train, tmp_path):
     """Step 1 has no older policy. From step 2 on sampler and trainer differ by an update, which is far
     more than the rounding between them that an on-policy step shows, the temperature included."""
