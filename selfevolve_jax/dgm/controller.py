@@ -285,9 +285,10 @@ def _work(arm: Arm, next_job: work.Next, ahead: int | None = None) -> None:
 
 
 def _start(arm: Arm, pool: Executor, job: Job) -> Future[Any]:
+    keep = functools.partial(_keep, arm, job)
     if isinstance(job, Evaluate):
         tree, task = _tree(arm, job.agent), arm.tasks[job.task]
-        return arm.tools.submit(pool, _texts_kept(arm, job), evaluate, tree, task, job.seed)
+        return arm.tools.submit(pool, keep, evaluate, tree, task, job.seed)
     # In the order of the stages, whichever ended first.
     tried = {(e.task, e.seed): e for e in arm.nodes[job.parent].on("train")}
     ordered = [tried[key] for part in arm.parts for key in part if key in tried]
@@ -298,7 +299,7 @@ def _start(arm: Arm, pool: Executor, job: Job) -> Future[Any]:
         attempts=[(arm.tasks[e.task], _with_texts(arm, e)) for e in ordered],
     )
     seed = seed_of(arm.recipe.seed, "child", job.agent)
-    return arm.tools.submit(pool, lambda made: None, expand, parent, seed)
+    return arm.tools.submit(pool, keep, expand, parent, seed)
 
 
 def evaluate(tools: Tools, tree: Tree, task: Task, seed: int) -> Result:
@@ -343,25 +344,25 @@ def _record(arm: Arm, job: Job, result: Any) -> None:
     )
 
 
-def _files(job: Evaluate) -> str:
+def _files(job: Job) -> str:
+    if isinstance(job, Expand):
+        return f"agents/{job.agent}"
     return f"evaluations/{job.agent}/{job.task}.{job.seed}"
 
 
-def _texts_kept(arm: Arm, job: Evaluate) -> Callable[[Result], None]:
-    """Writes them where the result comes to, so that nobody else waits for the disk; the event that
-    names them follows. What a run that dies in between leaves is overwritten."""
-
-    def keep(result: Result) -> None:
-        _write(arm, _files(job), {"answer.txt": result.answer, "log.txt": result.log})
-
-    return keep
+def _keep(arm: Arm, job: Job, result: Any) -> None:
+    """Writes the texts where the result comes to, so that nobody else waits for the disk; the event
+    that names them follows. What a run that dies in between leaves is overwritten."""
+    if isinstance(job, Expand):
+        texts = {"raw.txt": result[0].raw, "log.txt": result[0].log}
+    else:
+        texts = {"answer.txt": result.answer, "log.txt": result.log}
+    _write(arm, _files(job), texts)
 
 
 def _append_child(
     arm: Arm, job: Expand, made: Proposal, commit: str | None, seconds: float
 ) -> None:
-    files = f"agents/{job.agent}" if made.raw or made.log else ""
-    _write(arm, files, {"raw.txt": made.raw, "log.txt": made.log})
     arm.append(
         "child",
         agent=job.agent,
@@ -375,7 +376,7 @@ def _append_child(
         flags=made.flags,
         usage=made.usage,
         seconds=round(seconds, 3),
-        files=files,
+        files=_files(job) if made.raw or made.log else "",
     )
 
 

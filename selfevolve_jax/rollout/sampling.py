@@ -116,9 +116,12 @@ def draw(scores_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array
         return _by_blocks(scores_BxV, keys_B)
     logprobs_BxV = jax.nn.log_softmax(scores_BxV, axis=-1)
     tokens_B = jax.vmap(jax.random.categorical)(keys_B, logprobs_BxV).astype(jnp.int32)
-    chosen = tokens_B[:, None] == jnp.arange(logprobs_BxV.shape[-1])
-    # A masked sum and not a gather: it also works on a vocabulary that is sharded.
-    return tokens_B, jnp.sum(jnp.where(chosen, logprobs_BxV, 0.0), axis=-1)
+    return tokens_B, _at(logprobs_BxV, tokens_B)
+
+
+def _at(x_BxN: jax.Array, index_B: jax.Array) -> jax.Array:
+    """x[b, index[b]]. A masked sum and not a gather: it also works on a vocabulary that is sharded."""
+    return jnp.where(index_B[:, None] == jnp.arange(x_BxN.shape[-1]), x_BxN, 0.0).sum(axis=-1)
 
 
 def _by_blocks(scores_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -144,8 +147,7 @@ def _by_blocks(scores_BxV: jax.Array, keys_B: jax.Array) -> tuple[jax.Array, jax
     here = block_B[:, None] == jnp.arange(blocks)
     within_BxK = jnp.where(here[..., None], scores, 0.0).sum(axis=1) - highest_B[:, None]
     place_B = invert(jnp.exp(within_BxK), u_Bx2[:, 1])
-    chosen = place_B[:, None] == jnp.arange(_BLOCK)
-    logprob_B = jnp.where(chosen, within_BxK, 0.0).sum(axis=-1) - jnp.log(weights.sum(axis=-1))
+    logprob_B = _at(within_BxK, place_B) - jnp.log(weights.sum(axis=-1))
     return (block_B * _BLOCK + place_B).astype(jnp.int32), logprob_B
 
 
@@ -155,9 +157,8 @@ def top_tokens(
     """What the model itself says, at temperature 1 and before any filter: the log-probability of each
     drawn token, float32 [B], and its n likeliest tokens with theirs, int32 [B, n], float32 [B, n]."""
     logprobs_BxV = jax.nn.log_softmax(logits_BxV.astype(jnp.float32), axis=-1)
-    chosen = tokens_B[:, None] == jnp.arange(logprobs_BxV.shape[-1])
     best, ids = jax.lax.top_k(logprobs_BxV, n)
-    return jnp.sum(jnp.where(chosen, logprobs_BxV, 0.0), axis=-1), ids.astype(jnp.int32), best
+    return _at(logprobs_BxV, tokens_B), ids.astype(jnp.int32), best
 
 
 def token_stats(logits_BxV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +168,6 @@ def token_stats(logits_BxV: jax.Array, sampling: Sampling) -> tuple[jax.Array, j
     Certainty is logsumexp(z) − mean(z) = KL(uniform ‖ p) + log V (Kang et al. 2025, arXiv
     2502.18581). Greedy is read as temperature 1.
     """
-    scale = jnp.where(sampling.temperature > 0, sampling.temperature, 1.0)
-    logprobs_BxV = jax.nn.log_softmax(logits_BxV.astype(jnp.float32) / scale, axis=-1)
+    logprobs_BxV = jax.nn.log_softmax(_tempered(logits_BxV, sampling), axis=-1)
     entropy_B = -(jnp.exp(logprobs_BxV) * logprobs_BxV).sum(axis=-1)
     return entropy_B, -logprobs_BxV.mean(axis=-1)
