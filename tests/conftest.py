@@ -19,11 +19,16 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import hypothesis
 import jax
 import pytest
 
 from models.config import ModelConfig
 from selfevolve_jax import sharding
+
+# No test asserts a time: a busy machine takes what it takes.
+hypothesis.settings.register_profile("any_machine", deadline=None)
+hypothesis.settings.load_profile("any_machine")
 
 
 @pytest.fixture(scope="session")

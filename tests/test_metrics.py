@@ -70,7 +70,7 @@ def test_steps_must_rise(tmp_path):
 @given(
     last=st.integers(0, 8), kept=st.integers(0, 10), torn=st.sampled_from(["", '{"step": 9', "1"])
 )
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_killed_and_resumed_each_step_is_there_once(tmp_path_factory, last, kept, torn):
     run = tmp_path_factory.mktemp("run")
     write(run, range(1, last + 1))

@@ -208,7 +208,8 @@ def test_the_wall_time_that_it_is_told_ends_it():
     models = Played()
     models.server.answers = lambda number, body: call("bash", command="sleep 0.2")
     got = coding.solve(agent, "do it", {"a": b""}, PlainProcesses(), models, limits)
-    assert "[end]\nout of time" in got.log
+    # Between two calls, or in the midst of one on a busy machine.
+    assert "[end]\nout of time" in got.log or "the answer took too long" in got.log
     assert time.monotonic() - started < 60
 
 

@@ -10,7 +10,7 @@ import time
 
 import openai
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfevolve_jax.dgm.contract import BudgetSpent, Unavailable, Usage
@@ -172,7 +172,6 @@ JSON = st.recursive(
 FIELDS = st.sampled_from(sorted((*protocol._PASSED, *protocol._IGNORED, "other")))
 
 
-@settings(deadline=None)
 @given(st.dictionaries(FIELDS, JSON), st.booleans())
 def test_any_json_is_let_through_or_refused_by_name(fields, with_messages):
     body = json.dumps({**fields, **(SAID if with_messages else {})}).encode()

@@ -125,9 +125,7 @@ def box():
 
 
 @pytest.mark.sandbox
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(before=TREES, after=TREES, same=st.booleans())
 def test_round_trip(box, before, after, same):
     if same:  # files in common, so that not all is new or deleted

@@ -198,7 +198,7 @@ def run(parts, outcomes, others, config, rng, killed_after=None):
     return there
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 5),
     repeats=st.integers(1, 3),

@@ -22,7 +22,7 @@ def repository(tmp_path_factory):
     return trees.create(tmp_path_factory.mktemp("run") / trees.NAME)
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(tree=TREES, child=TREES)
 def test_what_goes_in_comes_out_and_the_same_files_are_the_same_commit(repository, tree, child):
     first = trees.put(repository, 0, tree, None)

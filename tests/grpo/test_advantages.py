@@ -88,7 +88,7 @@ def test_equal_rewards_and_empty_masks_give_zero(kind):
 rewards_strategy = hnp.arrays(np.float32, SHAPE, elements=st.integers(-8, 8).map(lambda x: x / 4))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(rewards=rewards_strategy, mask=hnp.arrays(bool, SHAPE))
 def test_ragged_masks_agree_with_plain_numpy(rewards, mask):
     for kind in ADVANTAGES:
@@ -97,7 +97,7 @@ def test_ragged_masks_agree_with_plain_numpy(rewards, mask):
         )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rewards=rewards_strategy, mask=hnp.arrays(bool, SHAPE), seed=st.integers(0, 99))
 def test_the_order_of_samples_and_of_rows_does_not_matter(rewards, mask, seed):
     rng = np.random.default_rng(seed)

@@ -25,7 +25,7 @@ def make_samples(lengths, M):
     return Samples(tokens, np.where(inside, -unique, 0).astype(np.float32), lengths, lengths < M)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     rollout=rollouts(),
     pack=st.booleans(),
@@ -74,7 +74,7 @@ def test_every_sampled_token_appears_once_where_it_belongs(rollout, pack, multip
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rollout=rollouts(), pack=st.booleans())
 def test_segments_are_in_one_piece_and_all_else_is_padding(rollout, pack):
     prompts, samples = rollout

@@ -41,7 +41,7 @@ def test_k3_is_clamped_and_stays_finite_where_the_reference_finds_a_token_absurd
 logprob = hnp.arrays(np.float32, 16, elements=st.floats(-30, 0, width=32))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(logp=logprob, ref=logprob)
 def test_k2_and_k3_are_never_negative_and_vanish_where_the_policies_agree(logp, ref):
     for kind in ("k2", "k3"):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from selfevolve_jax.errors import UserError
@@ -104,7 +104,6 @@ samples = st.tuples(words, st.sampled_from(["1", "2", "3", None])).map(
 groups = st.lists(samples, min_size=1, max_size=9)
 
 
-@settings(deadline=None)
 @given(group=groups)
 def test_every_reward_lies_on_its_side(group):
     verdict = evol(SPEC, exact)(rows(1), [group], 0)
@@ -120,7 +119,6 @@ def test_every_reward_lies_on_its_side(group):
     assert won.any() and reward[won].min() == 0.5
 
 
-@settings(deadline=None)
 @given(group=groups, data=st.data())
 def test_permuting_samples_permutes_rewards(group, data):
     judge = evol(SPEC, exact)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from selfevolve_jax.errors import UserError
@@ -71,7 +71,6 @@ def test_all_vote_and_the_first_are_trained():
 groups = st.lists(st.sampled_from([None, "1", "2", "3"]), min_size=4, max_size=4)
 
 
-@settings(deadline=None)
 @given(one=groups, other=groups)
 def test_exchanging_the_views_exchanges_the_verdict(one, other):
     straight = co_reward(EXACT, exact)(views(3), [box(*one), box(*other)], 0)
@@ -82,7 +81,6 @@ def test_exchanging_the_views_exchanges_the_verdict(one, other):
 
 
 @given(group=groups)
-@settings(deadline=None)
 def test_views_that_agree_are_a_majority_vote(group):
     texts = [box(*group)] * 2
     paired = co_reward(EXACT, exact)(views(3), texts, 0)

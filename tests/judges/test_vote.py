@@ -2,7 +2,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from selfevolve_jax.errors import UserError
@@ -210,7 +210,6 @@ def test_ragged_groups_are_refused():
 groups = st.lists(st.sampled_from([None, "1", "2", "3", "4"]), min_size=1, max_size=10)
 
 
-@settings(deadline=None)
 @given(answers=groups, data=st.data(), make=st.sampled_from([majority_vote, soft_majority, empo]))
 def test_permuting_samples_permutes_rewards(answers, data, make):
     counts = sorted((answers.count(a) for a in set(answers) - {None}), reverse=True)
@@ -225,7 +224,6 @@ def test_permuting_samples_permutes_rewards(answers, data, make):
     np.testing.assert_array_equal(permuted.majority_fraction_R, straight.majority_fraction_R)
 
 
-@settings(deadline=None)
 @given(batch=st.lists(groups.filter(lambda g: len(g) >= 3).map(lambda g: g[:3]), max_size=5))
 def test_rows_are_judged_alone_whatever_their_text(batch):
     judge = majority_vote(EXACT, exact)
@@ -242,7 +240,6 @@ def test_rows_are_judged_alone_whatever_their_text(batch):
         assert together.pseudo_labels[i] == alone.pseudo_labels[0]
 
 
-@settings(deadline=None)
 @given(answers=groups)
 def test_the_count_of_every_vote_adds_up(answers):
     verdict = majority_vote(EXACT, exact)(rows(1), [box(*answers)], 0)
@@ -253,7 +250,6 @@ def test_the_count_of_every_vote_adds_up(answers):
     assert verdict.majority_fraction_R[0] == np.float32(winner / len(answers))
 
 
-@settings(deadline=None)
 @given(answers=groups)
 def test_empo_is_the_cluster_frequency_below_the_largest_entropy(answers):
     judged = empo(EXACT, exact)(rows(1), [box(*answers)], 0)

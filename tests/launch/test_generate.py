@@ -323,7 +323,7 @@ def follow(tokenizer, chunks):
     return parts, out.getvalue(), whole
 
 
-EXAMPLES = settings(max_examples=150, deadline=None)
+EXAMPLES = settings(max_examples=150)
 
 
 @pytest.mark.parametrize("tokenizer", [TEXT, FALLBACK], ids=["bytes", "fallback"])

@@ -104,7 +104,7 @@ vectors = st.lists(st.floats(-2, 2, width=32), min_size=K, max_size=K).map(np.fl
 positions = st.integers(0, 400)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(SCALINGS), vectors, vectors, positions, positions, positions)
 def test_dot_products_depend_on_the_difference_of_positions_only(scaling, q, k, one, two, shift):
     rotated = rotator(scaling)
@@ -114,7 +114,7 @@ def test_dot_products_depend_on_the_difference_of_positions_only(scaling, q, k, 
     assert there == pytest.approx(here, abs=5e-3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.sampled_from(SCALINGS), vectors, positions)
 def test_rotation_keeps_the_norm_times_the_attention_factor(scaling, x, position):
     _, factor = rope.frequencies(K, 10_000.0, scaling)

@@ -75,7 +75,7 @@ def test_matrices_are_turned_and_heads_come_apart(mesh1):
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(1, 600))
 def test_the_size_of_a_block_changes_nothing(mesh8, block):
     tensors = numbered(CFG)

@@ -294,7 +294,7 @@ def whole(tmp_path_factory):
     return file, file.read_bytes()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_file_cut_anywhere_is_named_and_never_loaded(whole, mesh1, data):
     file, content = whole
@@ -313,7 +313,7 @@ def test_a_text_that_is_none_is_damage(whole, mesh1):
         load_gguf(bad, mesh1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_a_damaged_header_never_ends_in_a_traceback(whole, mesh1, data):
     """Ten random bytes before the weights: refused by name, or loaded where the damage is in a text."""

@@ -77,7 +77,7 @@ def test_qwen2_composes_characters_first():
     assert pieces(build("gpt-2")[0], apart) != pieces(build("gpt-2")[0], whole)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(sorted(PRE_TOKENIZERS)), st.text(max_size=30))
 def test_any_text_comes_back(pre, text):
     tokenizer = _cached(pre)

@@ -428,7 +428,7 @@ def test_where_not_all_attempts_have_room_the_unsolved_are_shown(tmp_path, monke
     assert "Attempts 1 of 4, those unsolved first" in told and "my patch" in told
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.binary(max_size=3000), st.integers(20, 400))
 @example(b'"' * 3000, 400)  # five bytes each, once escaped
 @example(b'"' * 300, 400)
@@ -563,7 +563,7 @@ def drawn(svg):
     return pills, paths
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(forests())
 def test_no_agents_overlap_and_no_lines_cross(forest):
     best, agents = forest

@@ -410,7 +410,7 @@ def shots(tmp_path_factory):
     return keep(tmp_path_factory.mktemp("shots") / "kept", [])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(EVIL, min_size=13, max_size=13))
 def test_no_text_gets_out_of_its_place(shots, texts):
     def page_with(texts):

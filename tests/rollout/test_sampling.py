@@ -63,7 +63,7 @@ score_lists = st.one_of(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     logits=score_lists,
     temperature=st.floats(0.1, 4.0),

@@ -10,7 +10,7 @@ from selfevolve_jax.serve.text import Answer, parse_calls
 from tests import seeing
 
 TEXT = seeing.tokenizer()
-EXAMPLES = settings(max_examples=200, deadline=None)
+EXAMPLES = settings(max_examples=200)
 
 
 def pieces(draw, tokens):

@@ -196,7 +196,7 @@ def test_the_special_tokens_are_those_of_the_pictures_task():
     assert len(ours) == easy_vqa.VOCABULARY == len(ours.get_vocab())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(4, easy_vqa.VOCABULARY - 1), max_size=12))
 def test_whatever_is_sampled_reads_back(tokens):
     text = str(TOKENIZER.decode(tokens, skip_special_tokens=True))

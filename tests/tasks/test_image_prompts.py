@@ -103,7 +103,7 @@ def test_an_image_takes_one_token_for_each_unit(text, size, tokens):
     assert len(picture.patches) == tokens * VISION.merge**2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     pieces=st.lists(
         st.one_of(st.text("ab é日\n", min_size=1, max_size=5), st.sampled_from([*SIZES])),

@@ -71,7 +71,7 @@ def test_worked_by_hand(drawing, text, steps, answer):
     assert asked(drawing, text).solve() == (steps, answer)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SEEDS, st.sampled_from(KINDS), st.booleans())
 def test_every_question_is_right_and_answerable(seed, kind, faint):
     drawing = draw(np.random.default_rng(seed), kind, faint)
@@ -90,7 +90,7 @@ def test_every_question_is_right_and_answerable(seed, kind, faint):
         assert int(answer) == ((value - 1) % 12 + 1 if q.text.startswith("hour") else value)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_the_pixels_show_the_counts(seed):
     drawing = draw(np.random.default_rng(seed), "count")
@@ -101,7 +101,7 @@ def test_the_pixels_show_the_counts(seed):
             assert seen == (COLOURS[name] if name else paper.getpixel((16 * c + 8, 16 * r + 8)))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_the_pixels_show_the_bars_and_the_sides(seed):
     rng = np.random.default_rng(seed)
@@ -116,7 +116,7 @@ def test_the_pixels_show_the_bars_and_the_sides(seed):
     assert ink.any(axis=1).sum() == 7 * shape.facts["high"] + 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(SEEDS)
 def test_the_pixels_show_the_directions(seed):
     """The mean direction of a ray's pixels, seen from where all rays meet."""

@@ -87,7 +87,7 @@ any_action = st.sampled_from(sorted(FIELDS)).flatmap(
 
 
 @given(any_action)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_parse_undoes_render_and_from_record_undoes_as_record(action):
     assert parse(render(action), FRAME) == action
     assert from_record(json.loads(json.dumps(as_record(action)))) == action
@@ -96,7 +96,7 @@ def test_parse_undoes_render_and_from_record_undoes_as_record(action):
 @given(
     st.text() | st.text(alphabet='<tool_call>/{}[]":,\\ 1e').map("<tool_call>{}</tool_call>".format)
 )
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_no_text_makes_parse_raise(text):
     assert isinstance(parse(text, FRAME), Action | Failure)
 

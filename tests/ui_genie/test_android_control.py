@@ -135,7 +135,7 @@ sides = st.integers(1, 3000)
 
 
 @given(sides, sides, sides, sides, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_scaling_stays_in_the_frame_and_in_the_box(width, height, new_width, new_height, data):
     screen, frame = Frame(width, height), Frame(new_width, new_height)
     left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))

@@ -144,7 +144,7 @@ def test_what_is_shown_decides_the_question(style, change):
     assert (reward_question(replace(VIEW, **change), style) == reward_question(VIEW, style)) == same
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(HOSTILE)
 def test_plain_text_can_be_nothing_else(written):
     safe = plain(written)
@@ -157,7 +157,7 @@ def test_harmless_text_stays():
     assert plain("2 < 3 > 1, a|b: café 日本") == "2 < 3 > 1, a|b: café 日本"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(HOSTILE, HOSTILE, HOSTILE)
 @pytest.mark.parametrize("style", ["full", "short"])
 def test_no_page_can_write_a_special_token(text, style, goal, desc, shown):
@@ -175,7 +175,7 @@ def test_no_page_can_write_a_special_token(text, style, goal, desc, shown):
     assert specials(view) == specials(innocent)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(HOSTILE, HOSTILE)
 def test_no_candidate_can(text, typed, desc):
     """And it is still the tool call that the agent wrote."""

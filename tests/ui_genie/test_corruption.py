@@ -181,7 +181,7 @@ paths = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(paths=paths, count=st.integers(0, 40), seed=st.integers(0, 5))
 def test_no_corruption_leaves_a_task_complete(paths, count, seed):
     given_ = {f"e{n}": episode(f"e{n}", p, goal=g) for n, (p, g) in enumerate(paths)}
@@ -217,7 +217,7 @@ def test_no_corruption_leaves_a_task_complete(paths, count, seed):
             assert other.goal.strip().lower() != own.goal.strip().lower()
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(
     shares=st.tuples(*[st.integers(0, 9)] * 3).filter(any),
     foreign=st.sampled_from([0.0, 0.3, 1.0]),

@@ -159,7 +159,7 @@ rows = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(rows, max_size=6).map(lambda each: "\n".join(map(json.dumps, each))) | st.text())
 @example("null")
 @example("[1, null, {}]")

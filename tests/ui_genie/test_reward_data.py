@@ -256,7 +256,7 @@ def made_rows(labels):
     ]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     labels=st.lists(st.tuples(st.booleans(), st.sampled_from(get_args(Level))), max_size=30),
     seed=st.integers(0, 3),
@@ -314,7 +314,7 @@ def test_composition_counts_by_source_and_level():
     assert composition([])[-1] == Part("all", "all", 0, 0, 0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(labels=st.lists(st.tuples(st.booleans(), st.sampled_from(get_args(Level)))))
 def test_a_composition_sums_up(labels):
     parts = composition(made_rows(labels))

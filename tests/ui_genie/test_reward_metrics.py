@@ -73,7 +73,7 @@ def test_reliability_by_hand():
     assert (found[9]["low"], found[9]["high"], found[9]["score"]) == (0.9, 1.0, 1.0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=30))
 def test_properties(pairs):
     made = rows(*pairs)

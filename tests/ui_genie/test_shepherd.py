@@ -146,7 +146,7 @@ walks = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(walks=walks, winning=st.sets(st.integers(0, 40)))
 def test_against_a_world_that_knows(walks, winning):
     """A step is bad exactly if it ended its failure or no success is known from where it led."""

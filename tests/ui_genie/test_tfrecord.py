@@ -137,13 +137,13 @@ features = st.dictionaries(
 
 
 @given(features, st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_examples_come_back(values, packed):
     assert tfrecord.example(encoded(values, packed)) == values
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_noise_is_an_example_or_a_wire_error(data):
     with contextlib.suppress(tfrecord.WireError):
         assert isinstance(tfrecord.example(data), dict)

@@ -53,7 +53,7 @@ def texts():
 
 
 @given(texts())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_every_text_comes_back(text):
     ids = encode(text)
     assert TEXT.decode(ids, clean_up_tokenization_spaces=False) == text
@@ -61,7 +61,7 @@ def test_every_text_comes_back(text):
 
 
 @given(texts())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_typed_text_comes_back_from_a_call(text):
     written = contract.candidate(Action("type", "type", text=text), "short")
     assert parse(TEXT.decode(encode(written)), FRAME) == Action("type", "type", text=text)

@@ -118,7 +118,7 @@ trajectories = st.builds(
 )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(given_=st.lists(trajectories, max_size=3, unique_by=lambda of: of.id))
 def test_the_disk_gives_back_what_it_was_given(given_, tmp_path_factory):
     folder = tmp_path_factory.mktemp("round")
