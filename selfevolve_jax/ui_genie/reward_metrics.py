@@ -51,10 +51,13 @@ def measure(rows: Sequence[Scored], bins: int = 10) -> dict[str, Any]:
 
 
 def figures(rows: Sequence[Scored], bins: int = 10) -> dict[str, Any]:
-    """n, positive (rows that are right), of that class f1, precision and recall, then accuracy, brier
-    (mean squared error of the score) and ece (expected calibration error, in `bins` bins).
+    """n, positive (rows that are right), of that class f1, precision and recall; f1_of_yes, that of a
+    model that always says yes; then accuracy, brier (mean squared error of the score), ece
+    (expected calibration error, in `bins` bins) and auc (area under the ROC curve: how often a right
+    row's score is above a wrong one's, ties half).
 
-    None: precision where no score says yes, recall and f1 where no row is right, the rest without rows.
+    None: precision where no score says yes, recall and both f1 where no row is right, auc unless some
+    are right and some wrong, the rest without rows.
     """
     yes = [row for row in rows if row.score > THRESHOLD]
     right = sum(row.label for row in rows)
@@ -67,9 +70,11 @@ def figures(rows: Sequence[Scored], bins: int = 10) -> dict[str, Any]:
         "f1": 2 * hits / (len(yes) + right) if right else None,
         "precision": hits / len(yes) if yes else None,
         "recall": hits / right if right else None,
+        "f1_of_yes": 2 * right / (n + right) if right else None,
         "accuracy": agree / n if n else None,
         "brier": sum((row.score - row.label) ** 2 for row in rows) / n if n else None,
         "ece": _ece(rows, bins),
+        "auc": _auc(rows),
     }
 
 
@@ -128,6 +133,17 @@ def _table(
 ) -> dict[str, dict[str, Any]]:
     names = sorted({key(row) for row in rows})
     return {name: figures([row for row in rows if key(row) == name], bins) for name in names}
+
+
+def _auc(rows: Sequence[Scored]) -> float | None:
+    right = [row.score for row in rows if row.label]
+    wrong = [row.score for row in rows if not row.label]
+    if not right or not wrong:
+        return None
+    from scipy.stats import rankdata  # half a second to import
+
+    above = rankdata([*right, *wrong])[: len(right)].sum() - len(right) * (len(right) + 1) / 2
+    return float(above) / (len(right) * len(wrong))
 
 
 def _ece(rows: Sequence[Scored], bins: int) -> float | None:

@@ -176,8 +176,10 @@ def _headline(figures: dict[str, Any]) -> dict[str, Any]:
         )
         if name in figures
     }
-    if figures.get("reward_model_f1", 0.0) is None:
-        shown["reward_model_empty"] = reward_metrics.empty(figures["reward_model"])
+    if "reward_model" in figures:
+        shown |= {f"reward_model_{n}": figures["reward_model"][n] for n in ("auc", "f1_of_yes")}
+        if figures["reward_model_f1"] is None:
+            shown["reward_model_empty"] = reward_metrics.empty(figures["reward_model"])
     return shown
 
 
@@ -214,4 +216,8 @@ def headline(summary: dict[str, Any]) -> str:
             measured = before.get(name) is not None and after.get(name) is not None
             cells.append(f"{first} → {last}" if measured else last)
         lines.append(f"{arm:<20}" + "".join(f"{cell:>17}" for cell in cells))
+    # The hold-out is one for all, and so is what can be had on it without looking.
+    yes = [arm["before"].get("reward_model_f1_of_yes") for arm in summary["arms"].values()]
+    if yes and yes[0] is not None:
+        lines.append(f"{'always yes':<20}{'':>17}{yes[0]:>17.3f}")
     return "\n".join(lines)

@@ -28,6 +28,9 @@ def test_figures_by_hand():
     assert found["precision"] == pytest.approx(2 / 3)
     assert found["recall"] == pytest.approx(2 / 3)
     assert found["f1"] == pytest.approx(2 / 3)
+    assert found["f1_of_yes"] == pytest.approx(2 * (3 / 5) / (3 / 5 + 1))  # precision 3/5, recall 1
+    # of six pairs of a right and a wrong row: .9 > .8, .1; .6 > .1; .4 > .1
+    assert found["auc"] == pytest.approx(4 / 6)
     assert found["accuracy"] == pytest.approx(3 / 5)
     assert found["brier"] == pytest.approx((0.01 + 0.64 + 0.16 + 0.36 + 0.01) / 5)
     # [0, .5): .1 and .4, mean .25, half right; [.5, 1]: mean 2.3/3, two of three right
@@ -40,13 +43,18 @@ def test_precision_and_recall_are_not_mixed_up():
     assert found["f1"] == pytest.approx(0.5)
 
 
+def test_scores_that_are_alike_tell_nothing_apart():
+    assert figures(rows((0.7, 1), (0.7, 0), (0.7, 0)))["auc"] == 0.5
+    assert figures(rows((0.7, 1), (0.7, 0), (0.1, 0)))["auc"] == pytest.approx(0.75)
+
+
 def test_a_half_is_no_yes():
     assert figures(rows((0.5, 1)))["accuracy"] == 0
     assert figures(rows((0.5, 0)))["accuracy"] == 1
 
 
 def test_classes_without_rows_say_nothing():
-    none = {"f1": None, "precision": None, "recall": None}
+    none = dict.fromkeys(("f1", "precision", "recall", "f1_of_yes", "auc"))
     assert figures([]) == none | {
         "n": 0,
         "positive": 0,
@@ -57,6 +65,7 @@ def test_classes_without_rows_say_nothing():
     only_wrong = figures(rows((0.2, 0), (0.9, 0)))
     assert (only_wrong["f1"], only_wrong["recall"]) == (None, None)
     assert (only_wrong["precision"], only_wrong["accuracy"]) == (0, 0.5)
+    assert only_wrong["auc"] is only_wrong["f1_of_yes"] is None
     assert empty(only_wrong) == "no right rows" and empty(figures([])) == "no rows"
     assert empty(figures(rows((0.2, 1)))) == "no wrong rows"
     never_yes = figures(rows((0.2, 1), (0.3, 0)))

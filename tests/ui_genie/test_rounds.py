@@ -221,6 +221,9 @@ def test_a_class_that_is_empty_is_told_by_name():
     known = {"agent_success": 0.0, "reward_model_f1": 0.5}
     table = run.headline({"arms": {"a": {"before": known, "after": known}}})
     assert table.endswith("0.000 → 0.000    0.500 → 0.500")
+    known["reward_model_f1_of_yes"] = 2 / 3
+    table = run.headline({"arms": {"a": {"before": known, "after": known}}})
+    assert table.splitlines()[-1].split() == ["always", "yes", "0.667"]
 
 
 def test_a_batch_that_does_not_divide_is_told_before_a_browser_starts(tmp_path, monkeypatch):
