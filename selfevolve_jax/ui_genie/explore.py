@@ -13,7 +13,8 @@ going on, as scores are never negative; so the beam goes by the mean per step, a
 holds its place for as long as its mean is among the best. It leaves the search when better ones push
 it out, or the search ends when nothing else is left in the beam. Pushed out or not, every path that
 came to an end is judged by its outcome: the chosen one has the highest score for `terminate(success)`
-on its last screen, then the highest mean, then comes first. The others are returned too, as the reward
+on its last screen (in best_of_n the highest reward_data.verdict, which also has in it how many did the
+same), then the highest mean, then comes first. The others are returned too, as the reward
 model learns from them.
 
 What a chunk of starts gives depends on these starts, the seed and the weights alone: a path is known
@@ -37,6 +38,7 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.ui_genie.actions import Action, Failure, as_record, parse, render
 from selfevolve_jax.ui_genie.contract import COMPLETED, View
 from selfevolve_jax.ui_genie.environment import Broken, Observation, State, won
+from selfevolve_jax.ui_genie.reward_data import AGREEMENT, verdict
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory, keep, outcome_at
 
 Mode = Literal["beam", "best_of_n", "sample", "greedy"]
@@ -363,7 +365,10 @@ def _results(
     """Writes the paths down, judges all outcomes by one call, and chooses."""
     told = {**source, "how": config.mode, "exploration_seed": seed}
     ended = [sorted(paths, key=lambda path: path.place) for paths in over]
-    written = [[(path, _trajectory(path, name, told)) for path in paths] for paths in ended]
+    written = [
+        [(path, _trajectory(path, name, told | _agreement(path, paths, config))) for path in paths]
+        for paths in ended
+    ]
     judged = [pair for pairs in written for pair in pairs if pair[0].ended in _JUDGED]
     scores: dict[str, float] = {}
     if score is not None:
@@ -373,7 +378,8 @@ def _results(
 
     def rank(pair: tuple[_Path, Trajectory]) -> tuple[bool, float, float]:
         path, one = pair
-        return path.ended in _JUDGED, scores.get(one.id, 0.0), path.mean
+        said = verdict(scores.get(one.id, 0.0), one.source.get(AGREEMENT))
+        return path.ended in _JUDGED, said or 0.0, path.mean
 
     trajectories: list[Trajectory] = []
     screenshots: dict[str, bytes] = {}
@@ -387,6 +393,20 @@ def _results(
             of = {**one.source, "chosen": config.mode == "sample" or n == 0}
             trajectories.append(replace(one, outcome_score=scores.get(one.id), source=of))
     return Explored(trajectories, screenshots, counts)
+
+
+def _agreement(path: _Path, paths: Sequence[_Path], config: Exploration) -> dict[str, float]:
+    """Of best_of_n, whose paths are samples of the agent that know nothing of each other: the share of
+    a start's that did the same, whatever their words, and came to an end by it."""
+    if config.mode != "best_of_n":
+        return {}
+    done = [
+        [replace(action, action_desc="") for action in one.state.actions]
+        for one in (path, *paths)
+        if one.ended in _JUDGED
+    ]
+    same = done[1:].count(done[0]) if path.ended in _JUDGED else 0
+    return {AGREEMENT: same / len(paths)}
 
 
 def _trajectory(path: _Path, name: str, source: Mapping[str, Any]) -> Trajectory:

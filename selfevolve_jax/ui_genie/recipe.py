@@ -63,17 +63,19 @@ class RewardData:
     continuations: sampled after each step of a failed episode (Math-Shepherd). failures: at most so
     many failed episodes of a round are labelled in this way. proposals: of the agent for each step of
     a demonstration, held against it by rule, and at most so many clicks on unrelated elements there.
-    corrupted: corruptions for every success.
+    corrupted: corruptions for every success. slips: other elements that each of its clicks is put on to
+    play it again (slips.py); 0: nothing is played again.
     """
 
     continuations: int = 5
     failures: int = 64
     proposals: int = 4
     corrupted: float = 1.0
+    slips: int = 2
     proportions: Proportions = field(default_factory=Proportions)
 
     def __post_init__(self) -> None:
-        for name, least in (("continuations", 1), ("failures", 0), ("proposals", 1)):
+        for name, least in (("continuations", 1), ("failures", 0), ("proposals", 1), ("slips", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"data.{name}={getattr(self, name)} must be at least {least}.")
         if self.corrupted < 0:

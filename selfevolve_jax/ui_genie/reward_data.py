@@ -42,7 +42,10 @@ Source = Literal[
     "truncation",  # corruption.py
     "cross_task",
     "redundant",
+    "omitted",  # slips.py
+    "substituted",
 ]
+AGREEMENT = "agreement"  # in a trajectory's source: see `verdict`
 MINED_ABOVE = 0.5  # P(positive): there the present model says "good"
 _MINED, _BALANCED = 61, 62  # purposes of draws: no two from one seed are alike
 
@@ -114,13 +117,25 @@ def view_of(judged: Judged, screenshots_folder: str | os.PathLike[str], images: 
 
 
 def succeeded(of: Trajectory, by: By) -> bool | None:
-    """Whether an episode succeeded, by the environment's word or by the judge's (the reward model
-    gave its end more than 0.5); None where they gave none."""
+    """Whether an episode succeeded, by the environment's word or by the judge's (`verdict` is above
+    0.5); None where they gave none."""
     if by == "environment":
         return of.success
     if by == "judge":
-        return None if of.outcome_score is None else of.outcome_score > 0.5
+        said = verdict(of.outcome_score, of.source.get(AGREEMENT))
+        return None if said is None else said > 0.5
     raise ValueError(f"by is {by!r}, not one of {get_args(By)}")
+
+
+def verdict(outcome: float | None, agreement: float | None) -> float | None:
+    """What the judge thinks of an episode: the reward model's P(+) for its end, or where its start was
+    played several times by itself (best_of_n), the mean of that and of the share of them that did the
+    same. Agents that err do so in many ways, so of what an agent does twice more is right; a reward
+    model of few rows knows hard pages from easy ones, and hardly a right end from a wrong one of one
+    page (docs/ui_genie.md has the figures)."""
+    if outcome is None or agreement is None:
+        return outcome
+    return (outcome + agreement) / 2
 
 
 def demonstration_rows(demonstrations: Sequence[Trajectory]) -> list[Judged]:
@@ -258,11 +273,11 @@ def hard_negatives(
             if truth is None or truth.action not in ("click", "long_press"):
                 continue
             target = element_at(step.elements, truth.coordinate)
-            others = [] if target is None else _unrelated(demo, i, target)
+            others = [] if target is None else unrelated(demo, i, target)
             if target is None or not others:
                 continue
             drawn = rng.permutation(len(others))[:per_step]
-            told = [(describe or _described)(truth, target, others[k]) for k in drawn]
+            told = [(describe or described)(truth, target, others[k]) for k in drawn]
             made = [
                 dataclasses.replace(truth, coordinate=others[k].place, action_desc=desc)
                 for k, desc in zip(drawn, told, strict=True)
@@ -314,7 +329,9 @@ def element_at(elements: Iterable[Element], point: tuple[int, int] | None) -> El
     return min(under, key=lambda e: _area(e.box), default=None)
 
 
-def _unrelated(demo: Trajectory, i: int, target: Element) -> list[Element]:
+def unrelated(demo: Trajectory, i: int, target: Element) -> list[Element]:
+    """The elements on the screen before step i that neither it nor any other step acts on: see
+    `hard_negatives`."""
     related, points = {folded(target.text)}, []
     for step in demo.steps:
         if step.action is not None and step.action.coordinate is not None:
@@ -332,7 +349,8 @@ def _unrelated(demo: Trajectory, i: int, target: Element) -> list[Element]:
     ]
 
 
-def _described(truth: Action, target: Element, other: Element) -> str:
+def described(truth: Action, target: Element, other: Element) -> str:
+    """The true action's words, with what the other element shows in place of the target's."""
     name = other.text or other.kind
     if target.text and target.text in truth.action_desc:
         return truth.action_desc.replace(target.text, name)

@@ -5,6 +5,7 @@ reward model from steps and outcomes of its own agent's episodes.
     ROUND/instructions.jsonl    where a model says them in other words (`instructions`)
     ROUND/explored/CHUNK    trajectories (trajectory.write), and counts.jsonl
     ROUND/agent, /reward    policy folders
+    ROUND/slips             successes played again with one step wrong (`slips`)
     ROUND/reward_rows.jsonl what the reward model learnt from, /reward_data.json its composition
     ROUND/test, /evaluation.json    `evaluation`, which is written last: the round is over
 
@@ -33,6 +34,7 @@ from selfevolve_jax.ui_genie import (
     reward_model,
     reward_rows,
     shepherd,
+    slips,
     trajectory,
 )
 from selfevolve_jax.ui_genie.environment import State
@@ -252,6 +254,7 @@ def reward_rows_of(
     models: Models,
     setting: Setting,
     seed: int,
+    folder: epath.Path,
 ) -> tuple[list[Judged], dict[str, Any]]:
     """What a round adds to the reward model's rows, and what was counted on the way. found: the round's
     episodes; None before the first round, when there are demonstrations alone.
@@ -276,7 +279,8 @@ def reward_rows_of(
     else:
         failures = [one for one in found if reward_data.succeeded(one, "judge") is False]
         some = failures[: data.failures]
-        whole, by = [one for one in found if reward_data.succeeded(one, "judge")], "judge"
+        whole = _unlike(one for one in found if reward_data.succeeded(one, "judge"))
+        by = "judge"
         labelled = shepherd.label_steps(
             [*whole, *some], by, _continue_from(models, setting), seed, data.continuations
         )
@@ -288,7 +292,21 @@ def reward_rows_of(
     count = round(len(whole) * data.corrupted)
     made = corruption.corrupt(whole, by, data.proportions, count, seed)
     counts["corrupted"] = made.reached
-    return rows + corruption.corruption_rows(made), counts
+    rows += corruption.corruption_rows(made)
+    if data.slips:
+        slipped, shots, counts["slips"] = slips.slip(whole, by, setting.fleet, data.slips, seed)
+        trajectory.write(folder / "slips", slipped, shots, setting.folder)
+        rows += slips.slip_rows(slipped)
+    return rows, counts
+
+
+def _unlike(found: Iterable[Trajectory]) -> list[Trajectory]:
+    """Of episodes of one start that did the same, the first: samples that agree say nothing twice."""
+    unlike: dict[Any, Trajectory] = {}
+    for one in found:
+        did = [replace(step.action, action_desc="") for step in one.steps if step.action]
+        unlike.setdefault((one.task, one.seed, *did), one)
+    return list(unlike.values())
 
 
 def proposals(policy: Policy, setting: Setting, seed: int):
@@ -409,7 +427,7 @@ def kept_rows(
     """`reward_rows_of`, made once and kept with its composition."""
     path = folder / "reward_rows.jsonl"
     if not path.exists():
-        rows, counts = reward_rows_of(found, demonstrations, models, setting, seed)
+        rows, counts = reward_rows_of(found, demonstrations, models, setting, seed, folder)
         parts = [asdict(part) for part in reward_rows.composition(rows)]
         told = {"composition": parts, "counts": counts}
         with run_dir.disk_errors(folder):

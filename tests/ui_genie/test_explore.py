@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.ui_genie import trajectory
+from selfevolve_jax.ui_genie import reward_data, trajectory
 from selfevolve_jax.ui_genie.actions import Action, Frame, render
 from selfevolve_jax.ui_genie.contract import COMPLETED
 from selfevolve_jax.ui_genie.environment import Broken, Element, Observation, State
@@ -310,6 +310,25 @@ def test_best_of_n_is_chosen_by_outcome_in_one_call():
     assert judge.calls == [[("aa", 1), ("ba", 1), ("ca", 1)]]
     assert words(found.trajectories) == ["ca", "aa", "ba"] and words(found.chosen) == ["ca"]
     assert [one.outcome_score for one in found.trajectories] == [0.9, 0.0, 0.7]
+
+
+def test_best_of_n_counts_how_many_did_the_same():
+    """Four samples: two that press a in different words, one that presses b, one that is no call. The
+    reward model likes b's end more, and the two together outweigh it."""
+    twice = [render(press("a")), render(press("a", "in other words"))]
+    texts = [*twice, render(press("b")), "no call"]
+    judge = Judge({}, {"a": 0.6, "b": 0.7})
+    found = run(Exploration("best_of_n", 4, 1, 1), agent=Agent({"": texts}), judge=judge)
+    assert words(found.trajectories) == ["a", "a", "b", ""]
+    assert [one.source["agreement"] for one in found.trajectories] == [0.5, 0.5, 0.25, 0.0]
+    assert [reward_data.succeeded(one, "judge") for one in found.trajectories] == [
+        True,  # (.6 + .5) / 2
+        True,
+        False,  # (.7 + .25) / 2
+        None,
+    ]
+    beam = run(Exploration("beam", 4, 2, 1), agent=Agent({"": texts}), judge=judge)
+    assert all("agreement" not in one.source for one in beam.trajectories)
 
 
 def test_many_tasks_share_every_call():

@@ -30,6 +30,7 @@ from selfevolve_jax.ui_genie.recipe import AgentTraining, RewardData, UIGenieRec
 from selfevolve_jax.ui_genie.reward_model import RewardTraining
 from selfevolve_jax.ui_genie.training import TRAINED, plan, train_policy
 from tests.ui_genie import pages
+from tests.ui_genie.episodes import click, episode
 from tests.ui_genie.test_tiny import SMALL
 
 FAST = OptimizerConfig(learning_rate=1e-3, schedule="constant", weight_decay=0.0)
@@ -206,6 +207,13 @@ def test_what_cannot_be_run_is_refused():
     with pytest.raises(UserError, match="one process"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.jax, "process_count", lambda: 2)
         run.run(RECIPE, "nowhere")
+
+
+def test_episodes_that_did_the_same_are_learnt_from_once():
+    told = [click("Click OK"), click("Press that")]
+    alike = [episode(f"e{i}", "ab", [told[i % 2]], seed=i // 2) for i in range(4)]
+    other = episode("other", "ab", [click("Click OK", (31, 60))], seed=0)
+    assert rounds._unlike([*alike, other]) == [alike[0], alike[2], other]
 
 
 def test_a_class_that_is_empty_is_told_by_name():
