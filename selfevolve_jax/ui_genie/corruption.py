@@ -117,8 +117,9 @@ def corrupt(
     return Corrupted(made, wanted, dict(reached))
 
 
-def corruption_rows(corrupted: Corrupted) -> list[Judged]:
-    """For each corrupted trajectory the claim of completion on its last screen, which is bad."""
+def corruption_rows(corrupted: Sequence[Trajectory]) -> list[Judged]:
+    """For each corrupted trajectory, or slip (slips.py), the claim of completion on its last screen,
+    which is bad."""
     return [
         row(
             of,
@@ -129,7 +130,7 @@ def corruption_rows(corrupted: Corrupted) -> list[Judged]:
             "construction",
             "outcome",
         )
-        for of in corrupted.trajectories
+        for of in corrupted
     ]
 
 

@@ -38,7 +38,7 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.ui_genie.actions import Action, Failure, as_record, parse, render
 from selfevolve_jax.ui_genie.contract import COMPLETED, View
 from selfevolve_jax.ui_genie.environment import Broken, Observation, State, won
-from selfevolve_jax.ui_genie.reward_data import AGREEMENT, verdict
+from selfevolve_jax.ui_genie.reward_data import AGREEMENT, unworded, verdict
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory, keep, outcome_at
 
 Mode = Literal["beam", "best_of_n", "sample", "greedy"]
@@ -267,7 +267,7 @@ def _read(
             unparsable.append(replace(path, steps=steps, place=place, ended="unparsable"))
             continue
         # Samples of whole trajectories stay apart: nothing ranks them.
-        same = replace(action, action_desc="") if beam_search else i
+        same = unworded([action]) if beam_search else i
         if same in going:
             counts["merged"] += 1
             continue
@@ -400,12 +400,8 @@ def _agreement(path: _Path, paths: Sequence[_Path], config: Exploration) -> dict
     a start's that did the same, whatever their words, and came to an end by it."""
     if config.mode != "best_of_n":
         return {}
-    done = [
-        [replace(action, action_desc="") for action in one.state.actions]
-        for one in (path, *paths)
-        if one.ended in _JUDGED
-    ]
-    same = done[1:].count(done[0]) if path.ended in _JUDGED else 0
+    done = [unworded(one.state.actions) for one in paths if one.ended in _JUDGED]
+    same = done.count(unworded(path.state.actions)) if path.ended in _JUDGED else 0
     return {AGREEMENT: same / len(paths)}
 
 

@@ -127,6 +127,11 @@ def succeeded(of: Trajectory, by: By) -> bool | None:
     raise ValueError(f"by is {by!r}, not one of {get_args(By)}")
 
 
+def unworded(actions: Iterable[Action]) -> tuple[Action, ...]:
+    """What was done, whatever words were said of it."""
+    return tuple(dataclasses.replace(action, action_desc="") for action in actions)
+
+
 def verdict(outcome: float | None, agreement: float | None) -> float | None:
     """What the judge thinks of an episode: the reward model's P(+) for its end, or where its start was
     played several times by itself (best_of_n), the mean of that and of the share of them that did the

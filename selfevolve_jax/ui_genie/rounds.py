@@ -292,11 +292,11 @@ def reward_rows_of(
     count = round(len(whole) * data.corrupted)
     made = corruption.corrupt(whole, by, data.proportions, count, seed)
     counts["corrupted"] = made.reached
-    rows += corruption.corruption_rows(made)
+    rows += corruption.corruption_rows(made.trajectories)
     if data.slips:
         slipped, shots, counts["slips"] = slips.slip(whole, by, setting.fleet, data.slips, seed)
         trajectory.write(folder / "slips", slipped, shots, setting.folder)
-        rows += slips.slip_rows(slipped)
+        rows += corruption.corruption_rows(slipped)
     return rows, counts
 
 
@@ -304,8 +304,8 @@ def _unlike(found: Iterable[Trajectory]) -> list[Trajectory]:
     """Of episodes of one start that did the same, the first: samples that agree say nothing twice."""
     unlike: dict[Any, Trajectory] = {}
     for one in found:
-        did = [replace(step.action, action_desc="") for step in one.steps if step.action]
-        unlike.setdefault((one.task, one.seed, *did), one)
+        did = reward_data.unworded(step.action for step in one.steps if step.action)
+        unlike.setdefault((one.task, one.seed, did), one)
     return list(unlike.values())
 
 

@@ -25,16 +25,13 @@ from typing import Literal
 import numpy as np
 
 from selfevolve_jax.ui_genie.actions import Action, render
-from selfevolve_jax.ui_genie.contract import COMPLETED
 from selfevolve_jax.ui_genie.environment import Broken, State
 from selfevolve_jax.ui_genie.explore import Screens
 from selfevolve_jax.ui_genie.reward_data import (
     By,
-    Judged,
     claims_completion,
     described,
     element_at,
-    row,
     succeeded,
     unrelated,
 )
@@ -93,18 +90,15 @@ def slip(
                 done=last.done,
                 success=None,
                 outcome_score=None,
-                source={"slip": kind, "of": of.id, "success_by": by, "parent": dict(of.source)},
+                source={
+                    "corruption": kind,
+                    "of": of.id,
+                    "success_by": by,
+                    "parent": dict(of.source),
+                },
             )
         )
     return made, screenshots, counts
-
-
-def slip_rows(slips: Sequence[Trajectory]) -> list[Judged]:
-    """For each slip the claim of completion on its last screen, which is bad."""
-    return [
-        row(of, len(of.steps), COMPLETED, False, of.source["slip"], "construction", "outcome")
-        for of in slips
-    ]
 
 
 def _words(of: Trajectory) -> list[str]:

@@ -187,7 +187,7 @@ def test_no_corruption_leaves_a_task_complete(paths, count, seed):
     given_ = {f"e{n}": episode(f"e{n}", p, goal=g) for n, (p, g) in enumerate(paths)}
     result = corrupt(list(given_.values()), "environment", Proportions(), count, seed)
     assert result == corrupt(list(given_.values()), "environment", Proportions(), count, seed)
-    rows = corruption_rows(result)
+    rows = corruption_rows(result.trajectories)
     assert not any(r.label for r in rows)
     assert {r.action for r in rows} <= {COMPLETED}
     assert {(r.verdict, r.level) for r in rows} <= {("construction", "outcome")}

@@ -6,6 +6,7 @@ import pytest
 
 from selfevolve_jax.ui_genie import slips
 from selfevolve_jax.ui_genie.contract import COMPLETED
+from selfevolve_jax.ui_genie.corruption import corruption_rows
 from selfevolve_jax.ui_genie.environment import Broken, Observation, State
 from selfevolve_jax.ui_genie.explore import Exploration, explore
 from selfevolve_jax.ui_genie.reward_data import element_at
@@ -90,14 +91,14 @@ def test_the_words_are_those_of_what_was_pressed_or_of_what_was_meant():
     said = set()
     for seed in range(20):
         for of in slipped(seed=seed)[0]:
-            if of.source["slip"] == "substituted":
+            if of.source["corruption"] == "substituted":
                 (wrong,) = [s.action for s in of.steps if s.action.coordinate == CANCEL.place]
                 said.add(wrong.action_desc)
     assert said == {"Click Cancel", "Click OK", "Click Help"}
 
 
 def test_rows_claim_completion_and_are_bad():
-    rows = slips.slip_rows(slipped()[0])
+    rows = corruption_rows(slipped()[0])
     assert [row.source for row in rows] == ["omitted", "substituted"] * 2
     for row in rows:
         assert row.action == COMPLETED and row.label is False
@@ -114,7 +115,7 @@ def test_the_pages_verdict_is_not_read():
         assert counts["omitted"] == 2 and counts["same"] + counts["substituted"] == 2
         alike, told = alike + counts["same"], told + counts["substituted"]
         for of in made:
-            if of.source["slip"] == "substituted":
+            if of.source["corruption"] == "substituted":
                 assert "Click Cancel" in {step.action.action_desc for step in of.steps}
     assert alike and told
 
