@@ -385,7 +385,7 @@ def compile_program(program: Program) -> Compiled:
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        needs = refused(str(error))
+        needs = refused(str(error), _argument_bytes(program))
         if needs is None:
             raise
         seconds = time.monotonic() - began
@@ -402,12 +402,27 @@ def compile_program(program: Program) -> Compiled:
     return Compiled(program, memory.peak + program.resident, memory, sent, seconds)
 
 
-def refused(message: str) -> int | None:
-    """Bytes that a program would have needed, from the compiler's message; None for another error."""
-    said = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
+def refused(message: str, arguments: int) -> int | None:
+    """Bytes that a program would have needed, from the compiler's message; None for another error. Of
+    what is too large by its temporaries alone the compiler (libtpu 0.0.42) tells no more, and the
+    arguments are added to them."""
+    size = r"([\d.]+)([KMGT]?)"
+    used = re.search(rf"Used {size} of [\d.]+[KMGT]? hbm", message)
+    temporary = re.search(rf"HLO temporaries \({size}\) exceeds available HBM", message)
+    said = used or temporary
     if not said:
         return None
-    return int(float(said[1]) * 1024 ** " KMGT".index(said[2] or " "))
+    told = int(float(said[1]) * 1024 ** " KMGT".index(said[2] or " "))
+    return told if used else told + arguments
+
+
+def _argument_bytes(program: Program) -> int:
+    """On a device; a key's few bytes are left out."""
+    leaves = jax.tree.leaves((program.args, program.kwargs))
+    arrays = [one for one in leaves if getattr(one, "sharding", None) is not None]
+    return device_bytes(
+        [one for one in arrays if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key)]
+    )
 
 
 def _optimizer(step: Step) -> Any:

@@ -209,9 +209,14 @@ def test_a_refusal_of_the_compiler_is_read():
         "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
         "Used 196.50G of 15.75G hbm. Exceeded hbm capacity by 180.75G."
     )
-    assert aot.refused(said) == int(196.5 * 2**30)
-    assert aot.refused("Used 640.00M of 15.75G hbm") == 640 * 2**20
-    assert aot.refused("INTERNAL: something else") is None
+    assert aot.refused(said, 5) == int(196.5 * 2**30)
+    assert aot.refused("Used 640.00M of 15.75G hbm", 5) == 640 * 2**20
+    temporary = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries "
+        "(61.69G) exceeds available HBM (15.75G)."
+    )
+    assert aot.refused(temporary, 5) == int(61.69 * 2**30) + 5
+    assert aot.refused("INTERNAL: something else", 5) is None
 
 
 def test_a_program_is_compiled_and_added_up(text):
@@ -221,3 +226,4 @@ def test_a_program_is_compiled_and_added_up(text):
     assert done.memory is not None
     assert done.memory.arguments == aot.device_bytes(admit.args[:-1]) + 8  # the key
     assert done.needs == done.memory.peak + admit.resident
+    assert aot._argument_bytes(admit) == aot.device_bytes(admit.args[:-1])

@@ -92,11 +92,11 @@ class AndroidWorld:
         self._screen: Frame | None = None
         self.tasks: tuple[str, ...] = ()  # the names of all, once it is ready
 
-    async def reset(self, task: str, seed: int) -> Observation:
+    async def reset(self, task: str, seed: int, passing: bool = False) -> Observation:
         """Raises: UserError: no such task. WorkerLost."""
         return self._observation(await self._ask(do="reset", task=task, seed=seed))
 
-    async def act(self, action: Action) -> Observation:
+    async def act(self, action: Action, passing: bool = False) -> Observation:
         """Raises: ValueError: terminate, which reaches no device. WorkerLost."""
         if action.action == "terminate":
             raise ValueError("terminate is the agent's own word and reaches no device")

@@ -10,7 +10,6 @@ from typing import Any
 from etils import epath
 
 from selfevolve_jax import run_dir
-from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.ui_genie import reward_data, reward_metrics, reward_rows
 from selfevolve_jax.ui_genie.environment import State
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
@@ -77,7 +76,7 @@ def evaluate(
         "by_task": {task: sum(wins) / recipe.held_out for task, wins in tasks.items()},
     }
     if reward:
-        measured = reward_metrics.measure(_scored(models.reward, held_out, setting))
+        measured = reward_metrics.measure(_scored(models, held_out, setting))
         figures["reward_model"] = measured
         for level in ("step", "outcome"):
             figures[f"reward_model_f1_{level}"] = measured["by_level"].get(level, {}).get("f1")
@@ -86,10 +85,12 @@ def evaluate(
     return figures
 
 
-def _scored(rm: Policy, rows: Sequence[Judged], setting: Setting) -> list[reward_metrics.Scored]:
+def _scored(
+    models: Models, rows: Sequence[Judged], setting: Setting
+) -> list[reward_metrics.Scored]:
     images = setting.recipe.exploration.earlier
     views = [reward_data.view_of(row, setting.screenshots, images) for row in rows]
-    given = scorer(rm, setting)([(v, [r.action]) for v, r in zip(views, rows, strict=True)])
+    given = scorer(models, setting)([(v, [r.action]) for v, r in zip(views, rows, strict=True)])
     return [
         reward_metrics.Scored(
             score=value,

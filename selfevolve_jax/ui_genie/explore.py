@@ -376,23 +376,35 @@ def _results(
         given = _numbers(score, [(view, [COMPLETED]) for view in ends])
         scores = {one.id: value for (_, one), (value,) in zip(judged, given, strict=True)}
 
-    def rank(pair: tuple[_Path, Trajectory]) -> tuple[bool, float, float]:
-        path, one = pair
-        said = verdict(scores.get(one.id, 0.0), one.source.get(AGREEMENT))
-        return path.ended in _JUDGED, said or 0.0, path.mean
-
     trajectories: list[Trajectory] = []
     screenshots: dict[str, bytes] = {}
     for pairs in written:
-        if config.mode != "sample":  # sorted is stable, so the first of equals is chosen
-            best = sorted(pairs, key=rank, reverse=True)[:1]
-            pairs = best + [pair for pair in pairs if pair is not best[0]]
-        for n, (path, one) in enumerate(pairs):
+        for path, _ in pairs:
             screenshots |= {keep(seen.screenshot): seen.screenshot for seen in path.seen}
             counts.update({"paths": 1, "steps": len(path.steps), f"ended/{path.ended}": 1})
-            of = {**one.source, "chosen": config.mode == "sample" or n == 0}
-            trajectories.append(replace(one, outcome_score=scores.get(one.id), source=of))
+        of_start = [replace(one, outcome_score=scores.get(one.id)) for _, one in pairs]
+        trajectories += choose(of_start, all_of_them=config.mode == "sample")
     return Explored(trajectories, screenshots, counts)
+
+
+def choose(of_start: Sequence[Trajectory], all_of_them: bool = False) -> list[Trajectory]:
+    """The episodes of one start, the best first and source["chosen"], the others after it in their
+    order. all_of_them: nothing chooses."""
+    if all_of_them:
+        return [replace(one, source={**one.source, "chosen": True}) for one in of_start]
+    # sorted is stable, so the first of equals is chosen
+    best = sorted(of_start, key=_rank, reverse=True)[:1]
+    others = [one for one in of_start if one is not best[0]]
+    return [
+        replace(one, source={**one.source, "chosen": n == 0})
+        for n, one in enumerate([*best, *others])
+    ]
+
+
+def _rank(one: Trajectory) -> tuple[bool, float, float]:
+    scores = [step.score for step in one.steps if step.score is not None]
+    said = verdict(one.outcome_score or 0.0, one.source.get(AGREEMENT))
+    return one.source["ended"] in _JUDGED, said or 0.0, sum(scores) / max(len(scores), 1)
 
 
 def _agreement(path: _Path, paths: Sequence[_Path], config: Exploration) -> dict[str, float]:

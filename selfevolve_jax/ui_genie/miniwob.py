@@ -241,15 +241,17 @@ class Tab:
         self._page, self._session = page, session
         self._task: str | None = None  # whose page is loaded
 
-    async def reset(self, task: str, seed: int) -> Observation:
+    async def reset(self, task: str, seed: int, passing: bool = False) -> Observation:
         if self._task != task or task not in RESTARTABLE:
             self._task = None
             await self._page.goto(page_address(task))
             self._task = task
         await self._mouse("mouseMoved", 0, 0)
-        return await self._look(f"__screen.begin({json.dumps(seed)})")
+        return await self._look(
+            f"__screen.begin({json.dumps(seed)}, {json.dumps(passing)})", passing
+        )
 
-    async def act(self, action: Action) -> Observation:
+    async def act(self, action: Action, passing: bool = False) -> Observation:
         wait_ms = _SETTLE_MS
         match action.action:
             case "click":
@@ -266,7 +268,7 @@ class Tab:
                 wait_ms = _clock_ms(action)
             case _:
                 self._chromium.counts["no_effect"] += 1
-        return await self._look(f"__screen.after({wait_ms})")
+        return await self._look(f"__screen.after({wait_ms}, {json.dumps(passing)})", passing)
 
     async def close(self) -> None:
         try:
@@ -325,15 +327,19 @@ class Tab:
             raise RuntimeError(f"in the page: {said}")
         return got["result"].get("value")
 
-    async def _look(self, expression: str) -> Observation:
-        """Runs the expression, which says what is on the page, and takes the picture."""
+    async def _look(self, expression: str, passing: bool) -> Observation:
+        """Runs the expression, which says what is on the page, and takes the picture if there is
+        anyone to look at it."""
         page: Mapping[str, Any] = await self._evaluate(expression)
-        shot = await self._session.send(
-            "Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True}
-        )
+        picture = b""
+        if page["done"] or not passing:
+            shot = await self._session.send(
+                "Page.captureScreenshot", {"format": "png", "optimizeForSpeed": True}
+            )
+            picture = base64.b64decode(shot["data"])
         return Observation(
             goal=page["goal"],
-            screenshot=base64.b64decode(shot["data"]),
+            screenshot=picture,
             frame=FRAME,
             elements=tuple(
                 Element(e["kind"], e["text"], tuple(e["box"]), e["focused"], e["checked"])

@@ -84,7 +84,7 @@
   let goal = null;
 
   // Starts an episode, once or over and over on the same page.
-  const begin = (seed) => {
+  const begin = (seed, passing) => {
     if (goal === null) {
       const style = document.createElement("style");
       style.textContent = STILL;
@@ -104,7 +104,7 @@
     core.startEpisodeReal();
     const said = core.getUtterance();
     goal = typeof said === "string" ? said : String(said.utterance);
-    return after(500);
+    return after(500, passing);
   };
 
   // Pictures come from disk at a time of their own; none may be half there on a screenshot.
@@ -127,14 +127,16 @@
     await frames();
   };
 
-  const after = async (milliseconds) => {
+  // passing: nobody will look, unless the episode is over.
+  const after = async (milliseconds, passing) => {
     advance(milliseconds);
     await pictures();
+    const done = Boolean(WOB_DONE_GLOBAL);
     return {
       goal,
-      done: Boolean(WOB_DONE_GLOBAL),
-      reward: WOB_DONE_GLOBAL ? Number(WOB_RAW_REWARD_GLOBAL) : 0,
-      elements: elements(),
+      done,
+      reward: done ? Number(WOB_RAW_REWARD_GLOBAL) : 0,
+      elements: passing && !done ? [] : elements(),
     };
   };
 

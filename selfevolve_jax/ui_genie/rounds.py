@@ -16,6 +16,8 @@ of a training.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -37,12 +39,13 @@ from selfevolve_jax.ui_genie import (
     slips,
     trajectory,
 )
+from selfevolve_jax.ui_genie.contract import COMPLETED
 from selfevolve_jax.ui_genie.environment import State
-from selfevolve_jax.ui_genie.explore import Exploration, Propose, Score, Screens, explore
+from selfevolve_jax.ui_genie.explore import Exploration, Propose, Score, Screens, choose, explore
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
-from selfevolve_jax.ui_genie.reward_data import By, Judged
+from selfevolve_jax.ui_genie.reward_data import AGREEMENT, By, Judged
 from selfevolve_jax.ui_genie.training import check_batch, plan, train_policy
-from selfevolve_jax.ui_genie.trajectory import Trajectory
+from selfevolve_jax.ui_genie.trajectory import Trajectory, outcome_at
 
 _WRITTEN = 64  # tokens of an instruction that the agent says in other words, at most
 
@@ -64,8 +67,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Models:
+    """shift: added to the log-odds of the reward model's word on ends (`level_with`)."""
+
     agent: Policy
     reward: Policy
+    shift: float = 0.0
 
 
 def proposer(policy: Policy, setting: Setting, temperature: float, seed: int) -> Propose:
@@ -88,8 +94,35 @@ def proposer(policy: Policy, setting: Setting, temperature: float, seed: int) ->
     return propose
 
 
-def scorer(rm: Policy, setting: Setting) -> Score:
-    return lambda asked: reward_model.score(rm, asked, setting.recipe.style, setting.mesh)
+def scorer(models: Models, setting: Setting) -> Score:
+    def score(asked):
+        given = reward_model.score(models.reward, asked, setting.recipe.style, setting.mesh)
+        return [
+            [
+                shifted(value, models.shift) if reward_data.claims_completion(action) else value
+                for value, action in zip(values, actions, strict=True)
+            ]
+            for values, (_, actions) in zip(given, asked, strict=True)
+        ]
+
+    return score
+
+
+def shifted(probability: float, shift: float) -> float:
+    """A probability whose log-odds are moved by so much."""
+    if not shift or not 0 < probability < 1:
+        return probability
+    return 1 / (1 + (1 - probability) / probability * math.exp(-shift))
+
+
+def level_with(probabilities: Sequence[float], mean: float) -> float:
+    """The shift of log-odds with which these probabilities have this mean, within ±8."""
+    low, high = -8.0, 8.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        now = sum(shifted(p, middle) for p in probabilities) / len(probabilities)
+        low, high = (middle, high) if now < mean else (low, middle)
+    return (low + high) / 2
 
 
 def episodes(
@@ -106,7 +139,7 @@ def episodes(
     """Explores all starts, a chunk at a time; chunks that are on disk are read. source: goes into the
     trajectories' own."""
     propose = proposer(models.agent, setting, config.drawn_at, seed)
-    score = scorer(models.reward, setting) if judged else None
+    score = scorer(models, setting) if judged else None
     found: list[Trajectory] = []
     size = setting.recipe.chunk
     for at in range(0, len(starts), size):
@@ -269,7 +302,7 @@ def reward_rows_of(
         demonstrations, proposals(models.agent, setting, seed)
     )
     mined, counts["mined"] = reward_data.hard_negatives(
-        demonstrations, _scores(models.reward, setting), data.proposals, seed
+        demonstrations, _scores(models, setting), data.proposals, seed
     )
     rows += mined
     whole: Sequence[Trajectory] = demonstrations
@@ -319,8 +352,8 @@ def proposals(policy: Policy, setting: Setting, seed: int):
     return texts
 
 
-def _scores(rm: Policy, setting: Setting):
-    score, images = scorer(rm, setting), setting.recipe.exploration.earlier
+def _scores(models: Models, setting: Setting):
+    score, images = scorer(models, setting), setting.recipe.exploration.earlier
 
     def scores(asked):
         views = [trajectory.view_at(one, i, setting.screenshots, images) for one, i, _ in asked]
@@ -336,7 +369,7 @@ def _continue_from(models: Models, setting: Setting):
     def continued(states, n, seed):
         config = replace(setting.recipe.exploration, mode="sample", candidates=n)
         propose = proposer(models.agent, setting, config.temperature, seed)
-        made = explore(states, setting.fleet, propose, scorer(models.reward, setting), config, seed)
+        made = explore(states, setting.fleet, propose, scorer(models, setting), config, seed)
         wins: dict[State, list[bool]] = {state: [] for state in states}
         for one in made.trajectories:
             start = trajectory.state_at(one, one.source["given"])
@@ -389,6 +422,13 @@ def one_round(
         arm != "no_reward",
         {"arm": arm, "round": number},
     )
+    rows = before.rows
+    if arm == "co_evolution":
+        rows = [*rows, *kept_rows(found, demonstrations, models, setting, seed, folder)]
+        reward = learn_reward(models.reward, rows, setting, seed, folder / "reward")
+        models = Models(models.agent, reward)
+        found, shift = judged_again(found, models, setting, folder)
+        models = replace(models, shift=shift)
     chosen = [one for one in found if one.source["chosen"]]
     if arm == "no_reward":  # the success filter is off
         new = [one for one in chosen if one.source["ended"] != "broken"]
@@ -399,16 +439,42 @@ def one_round(
         f"{arm}, round {number}: {len(new)} of {len(starts)} episodes taken for successes"
         f"{_truly(new)}"
     )
-    rows = before.rows
-    if arm == "co_evolution":
-        rows = [*rows, *kept_rows(found, demonstrations, models, setting, seed, folder)]
     now = Learnt([*before.won, *new], [*before.failed, *lost], rows)
     learnt = [*(demonstrations if recipe.agent.replay else ()), *now.won]
     trained = learn_agent(models.agent, learnt, setting, seed, folder / "agent")
-    reward = models.reward
-    if arm == "co_evolution":
-        reward = learn_reward(reward, rows, setting, seed, folder / "reward")
-    return Models(trained, reward), now
+    return replace(models, agent=trained), now
+
+
+def judged_again(
+    found: Sequence[Trajectory], models: Models, setting: Setting, folder: epath.Path
+) -> tuple[list[Trajectory], float]:
+    """A round's episodes by the word of the reward model that has just learnt from them: what they
+    agree on has made it surer of the others. And its shift.
+
+    What it learns to call a bad end is made, and no agent's, so its words for agents' ends may all lie
+    above ½, or below. Where episodes have an agreement, whose mean is about the share that is right,
+    they are shifted to the same mean. judged.json: the shift, and each id's score with it.
+    """
+    path = folder / "judged.json"
+    if not path.exists():
+        ends = [one for one in found if one.outcome_score is not None]
+        images = setting.recipe.exploration.earlier
+        views = [
+            trajectory.view_at(one, outcome_at(one), setting.screenshots, images) for one in ends
+        ]
+        given = scorer(models, setting)([(view, [COMPLETED]) for view in views])
+        said = [value for (value,) in given]
+        agreed = [one.source[AGREEMENT] for one in ends if AGREEMENT in one.source]
+        shift = level_with(said, sum(agreed) / len(agreed)) if agreed else 0.0
+        scores = {one.id: shifted(p, shift) for one, p in zip(ends, said, strict=True)}
+        run_dir.write_json_atomic(path, {"shift": shift, "scores": scores})
+    told = json.loads(path.read_text())
+    of_starts: dict[State, list[Trajectory]] = {}
+    for one in found:
+        start = trajectory.state_at(one, one.source["given"])
+        again = replace(one, outcome_score=told["scores"].get(one.id))
+        of_starts.setdefault(start, []).append(again)
+    return [one for of_start in of_starts.values() for one in choose(of_start)], told["shift"]
 
 
 def _truly(found: Sequence[Trajectory]) -> str:

@@ -167,10 +167,10 @@ def test_slow_is_not_hung():
 def test_a_state_out_of_reach_is_a_value_and_the_others_come_through():
     world = World()
 
-    async def unlucky(self, task, seed):
+    async def unlucky(self, task, seed, passing):
         if seed == 13:
             raise ConnectionError("net::ERR_FAILED")
-        return await reset(self, task, seed)
+        return await reset(self, task, seed, passing)
 
     reset = screens.Screen.reset
     with pytest.MonkeyPatch.context() as patch, fleet(world, 2) as screen:
@@ -185,7 +185,7 @@ def test_a_state_out_of_reach_is_a_value_and_the_others_come_through():
 
 
 def test_an_environments_own_timeout_is_its_failure_and_not_the_fleets():
-    async def late(self, task, seed):
+    async def late(self, task, seed, passing):
         raise TimeoutError("the device said nothing")
 
     with pytest.MonkeyPatch.context() as patch, fleet(World(), 1) as screen:

@@ -4,9 +4,11 @@ learns, and that a run killed anywhere ends in the same bytes."""
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from etils import epath
 
 from launch import cli
 from launch.dry_run import describe_ui_genie
@@ -85,6 +87,10 @@ def bytes_of(folder):
     }
 
 
+def explored(place):
+    return [t for chunk in sorted((place / "explored").iterdir()) for t in trajectory.read(chunk)]
+
+
 def test_every_part_is_on_disk(finished):
     folder, summary = finished
     assert run_dir.read_summary(folder) == run_dir.jsonable(summary)
@@ -97,8 +103,12 @@ def test_every_part_is_on_disk(finished):
             assert (place / "evaluation.json").exists() and (place / "agent").is_dir()
             learns = arm == "co_evolution"
             assert (place / "reward").exists() == (place / "reward_rows.jsonl").exists() == learns
-            found = [t for chunk in (place / "explored").iterdir() for t in trajectory.read(chunk)]
+            found = explored(place)
             assert {one.source["arm"] for one in found} == {arm}
+            assert (place / "judged.json").exists() == learns
+            if learns:
+                judged = json.loads((place / "judged.json").read_text())["scores"]
+                assert set(judged) == {one.id for one in found if one.outcome_score is not None}
             shots = {path.name for path in (folder / "screenshots").iterdir()}
             assert all(set(trajectory.names(one)) <= shots for one in found)
     assert "reward_model_f1" not in summary["arms"]["no_reward"]["after"]
@@ -114,6 +124,58 @@ def test_the_hold_out_has_a_kind_that_training_never_made(finished):
     assert learnt and "real_failure" not in {row.source for row in learnt}
     seeds = {row.view.trajectory.split("/")[2] for row in learnt}
     assert not seeds & set(map(str, page_seeds(1, RECIPE.seed, RECIPE.held_out)))
+
+
+def test_what_is_learnt_from_is_chosen_by_the_reward_model_that_the_round_taught(
+    finished, tmp_path, monkeypatch, mesh1
+):
+    """A judge that likes the last of each start's ends best turns the choice round; a round that goes
+    on reads what it said."""
+    folder, _ = finished
+    found = explored(folder / "arms" / "co_evolution" / "round-1")
+    ends = [one for one in found if one.outcome_score is not None]
+    last = {(one.task, one.seed): one.id for one in ends}
+
+    def best(of):  # of the starts where anything could be judged
+        return {one.id for one in of if one.source["chosen"] and one.outcome_score is not None}
+
+    assert len(ends) > len(last) and best(found) != set(last.values())
+    likes = [[0.4 if last[one.task, one.seed] == one.id else 0.1] for one in ends]
+    monkeypatch.setattr(rounds, "scorer", lambda models, setting: lambda asked: likes)
+    setting = rounds.Setting(RECIPE, mesh1, pages.Pages(), epath.Path(folder), print)
+    unread: Any = None
+    for name in ("beam", "votes"):
+        (tmp_path / name).mkdir()
+    again, shift = rounds.judged_again(found, unread, setting, epath.Path(tmp_path) / "beam")
+    assert best(again) == set(last.values()) and shift == 0  # a beam's paths have no agreement
+    assert {one.outcome_score for one in again} <= {0.4, 0.1, None}
+    assert sorted(one.id for one in again) == sorted(one.id for one in found)
+    by_id = {one.id: one for one in found}
+    for one in again:
+        before = by_id[one.id]
+        source = {**one.source, "chosen": before.source["chosen"]}
+        assert replace(one, outcome_score=before.outcome_score, source=source) == before
+
+    voted = [replace(one, source={**one.source, "agreement": 0.75}) for one in found]
+    again, shift = rounds.judged_again(voted, unread, setting, epath.Path(tmp_path) / "votes")
+    said = [one.outcome_score for one in again if one.outcome_score is not None]
+    assert shift > 0 and np.mean(said) == pytest.approx(0.75)
+    monkeypatch.delattr(rounds, "scorer")  # a round that goes on reads what was said
+    assert rounds.judged_again(voted, unread, setting, epath.Path(tmp_path) / "votes") == (
+        again,
+        shift,
+    )
+
+
+def test_a_shift_moves_log_odds():
+    assert rounds.shifted(0.2, np.log(4)) == pytest.approx(0.5)  # odds of 1 : 4, times 4
+    assert rounds.shifted(0.5, -np.log(3)) == pytest.approx(0.25)
+    assert (rounds.shifted(0.0, 5.0), rounds.shifted(1.0, -5.0)) == (0.0, 1.0)
+    assert rounds.level_with([0.2, 0.2], 0.5) == pytest.approx(np.log(4))
+    assert rounds.level_with([0.2, 0.5, 0.9], np.mean([0.2, 0.5, 0.9])) == pytest.approx(
+        0, abs=1e-9
+    )
+    assert rounds.level_with([0.3, 1.0], 1.0) == pytest.approx(8)  # out of reach
 
 
 def test_gold_is_out_of_reach_of_what_learns(finished, tmp_path):
