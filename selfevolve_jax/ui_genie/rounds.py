@@ -1,10 +1,11 @@
 """UI-Genie's loop (arXiv 2505.21496, section 3.3): in every round the agent explores under the reward
-model's guidance, the reward model says what succeeded, the agent learns from the successes, and the
-reward model from steps and outcomes of its own agent's episodes.
+model's guidance, the reward model learns from steps and outcomes of these episodes and says what
+succeeded, and the agent learns from the successes.
 
     ROUND/instructions.jsonl    where a model says them in other words (`instructions`)
     ROUND/explored/CHUNK    trajectories (trajectory.write), and counts.jsonl
     ROUND/agent, /reward    policy folders
+    ROUND/judged.json       what the reward model then says of the ends (`judged_again`)
     ROUND/slips             successes played again with one step wrong (`slips`)
     ROUND/reward_rows.jsonl what the reward model learnt from, /reward_data.json its composition
     ROUND/test, /evaluation.json    `evaluation`, which is written last: the round is over
