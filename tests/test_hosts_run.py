@@ -201,7 +201,10 @@ def test_a_mistake_is_told_once_and_a_folder_in_use_is_refused_by_both(command, 
     before = json.dumps(run_dir.read_summary(reference))
     (code, _, err), (other_code, _, other) = ended(*command.pair(reference))
     assert (code, other_code) == (2, 2)
-    assert "already exists and is not empty" in " ".join(err.split()) and err.count("╭") == 1
+    words = " ".join(
+        err.replace("│", " ").split()
+    )  # where the box breaks a line depends on the path
+    assert "already exists and is not empty" in words and err.count("╭") == 1
     assert "╭" not in other
     assert json.dumps(run_dir.read_summary(reference)) == before
 
