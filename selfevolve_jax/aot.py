@@ -417,12 +417,9 @@ def refused(message: str, arguments: int) -> int | None:
 
 
 def _argument_bytes(program: Program) -> int:
-    """On a device; a key's few bytes are left out."""
+    """On a device; the key's few bytes, which have no place in the mesh, are left out."""
     leaves = jax.tree.leaves((program.args, program.kwargs))
-    arrays = [one for one in leaves if getattr(one, "sharding", None) is not None]
-    return device_bytes(
-        [one for one in arrays if not jnp.issubdtype(one.dtype, jax.dtypes.prng_key)]
-    )
+    return device_bytes([one for one in leaves if getattr(one, "sharding", None) is not None])
 
 
 def _optimizer(step: Step) -> Any:
