@@ -143,6 +143,11 @@ def reference(command, tmp_path_factory):
     return run
 
 
+def unboxed(err):
+    """A message in one line: where its box breaks it depends on the paths in it."""
+    return " ".join(err.replace("│", " ").split())
+
+
 def test_two_processes_give_the_numbers_of_one(command, reference, tmp_path):
     """Also of the base policy, which each makes in a cache of its own. One of them prints."""
     (_, out, _), (_, other, _) = finished(*command.pair(tmp_path / "run", bases="others"))
@@ -201,10 +206,7 @@ def test_a_mistake_is_told_once_and_a_folder_in_use_is_refused_by_both(command, 
     before = json.dumps(run_dir.read_summary(reference))
     (code, _, err), (other_code, _, other) = ended(*command.pair(reference))
     assert (code, other_code) == (2, 2)
-    words = " ".join(
-        err.replace("│", " ").split()
-    )  # where the box breaks a line depends on the path
-    assert "already exists and is not empty" in words and err.count("╭") == 1
+    assert "already exists and is not empty" in unboxed(err) and err.count("╭") == 1
     assert "╭" not in other
     assert json.dumps(run_dir.read_summary(reference)) == before
 
@@ -241,7 +243,7 @@ def test_what_fails_on_one_process_ends_the_other(command, tmp_path, error, code
     said = [process.communicate(timeout=WAIT_S) for process in processes]
     assert [process.returncode for process in processes] == [code, code], said
     (_, err), (_, other) = said
-    words = " ".join(err.replace("│", " ").split())
+    words = unboxed(err)
     assert "process 0 of 2: process 1 (" in words and "ended the run:" in words
     assert "the wheel came off" in words and "the wheel came off" in other
     assert ("Traceback" in other) == (code == 1) and "Traceback" not in err

@@ -134,9 +134,7 @@ class _Path:
 
     @property
     def mean(self) -> float:
-        """Cumulative reward by the number of steps that have one."""
-        scores = [step.score for step in self.steps if step.score is not None]
-        return sum(scores) / max(len(scores), 1)
+        return _mean(self.steps)
 
 
 def explore(
@@ -402,9 +400,14 @@ def choose(of_start: Sequence[Trajectory], all_of_them: bool = False) -> list[Tr
 
 
 def _rank(one: Trajectory) -> tuple[bool, float, float]:
-    scores = [step.score for step in one.steps if step.score is not None]
     said = verdict(one.outcome_score or 0.0, one.source.get(AGREEMENT))
-    return one.source["ended"] in _JUDGED, said or 0.0, sum(scores) / max(len(scores), 1)
+    return one.source["ended"] in _JUDGED, said or 0.0, _mean(one.steps)
+
+
+def _mean(steps: Sequence[Step]) -> float:
+    """Cumulative reward by the number of steps that have one."""
+    scores = [step.score for step in steps if step.score is not None]
+    return sum(scores) / max(len(scores), 1)
 
 
 def _agreement(path: _Path, paths: Sequence[_Path], config: Exploration) -> dict[str, float]:

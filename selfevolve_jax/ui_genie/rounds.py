@@ -459,11 +459,7 @@ def judged_again(
     path = folder / "judged.json"
     if not path.exists():
         ends = [one for one in found if one.outcome_score is not None]
-        images = setting.recipe.exploration.earlier
-        views = [
-            trajectory.view_at(one, outcome_at(one), setting.screenshots, images) for one in ends
-        ]
-        given = scorer(models, setting)([(view, [COMPLETED]) for view in views])
+        given = _scores(models, setting)([(one, outcome_at(one), [COMPLETED]) for one in ends])
         said = [value for (value,) in given]
         agreed = [one.source[AGREEMENT] for one in ends if AGREEMENT in one.source]
         shift = level_with(said, sum(agreed) / len(agreed)) if agreed else 0.0
