@@ -38,7 +38,6 @@ def quickstart() -> UIGenieRecipe:
         max_new_tokens=40,
         rollout=RolloutConfig(slots=512, chunk=40),
         agent=AgentTraining(batch=32, epochs=5, optimizer=constant),
-        reward=RewardTraining(batch=16, optimizer=falling),
-        # Without slips the first reward model is a weak one, as the paper's: see docs/ui_genie.md.
-        data=RewardData(continuations=3, failures=12, slips=0),
+        reward=RewardTraining(batch=16, epochs=4, optimizer=falling),
+        data=RewardData(continuations=3, failures=12),
     )

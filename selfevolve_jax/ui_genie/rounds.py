@@ -18,7 +18,6 @@ of a training.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -44,7 +43,7 @@ from selfevolve_jax.ui_genie.contract import COMPLETED
 from selfevolve_jax.ui_genie.environment import State
 from selfevolve_jax.ui_genie.explore import Exploration, Propose, Score, Screens, choose, explore
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
-from selfevolve_jax.ui_genie.reward_data import AGREEMENT, By, Judged
+from selfevolve_jax.ui_genie.reward_data import By, Judged
 from selfevolve_jax.ui_genie.training import check_batch, plan, train_policy
 from selfevolve_jax.ui_genie.trajectory import Trajectory, outcome_at
 
@@ -68,11 +67,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Models:
-    """shift: added to the log-odds of the reward model's word on ends (`level_with`)."""
-
     agent: Policy
     reward: Policy
-    shift: float = 0.0
 
 
 def proposer(policy: Policy, setting: Setting, temperature: float, seed: int) -> Propose:
@@ -97,33 +93,9 @@ def proposer(policy: Policy, setting: Setting, temperature: float, seed: int) ->
 
 def scorer(models: Models, setting: Setting) -> Score:
     def score(asked):
-        given = reward_model.score(models.reward, asked, setting.recipe.style, setting.mesh)
-        return [
-            [
-                shifted(value, models.shift) if reward_data.claims_completion(action) else value
-                for value, action in zip(values, actions, strict=True)
-            ]
-            for values, (_, actions) in zip(given, asked, strict=True)
-        ]
+        return reward_model.score(models.reward, asked, setting.recipe.style, setting.mesh)
 
     return score
-
-
-def shifted(probability: float, shift: float) -> float:
-    """A probability whose log-odds are moved by so much."""
-    if not shift or not 0 < probability < 1:
-        return probability
-    return 1 / (1 + (1 - probability) / probability * math.exp(-shift))
-
-
-def level_with(probabilities: Sequence[float], mean: float) -> float:
-    """The shift of log-odds with which these probabilities have this mean, within ±8."""
-    low, high = -8.0, 8.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        now = sum(shifted(p, middle) for p in probabilities) / len(probabilities)
-        low, high = (middle, high) if now < mean else (low, middle)
-    return (low + high) / 2
 
 
 def episodes(
@@ -327,7 +299,9 @@ def reward_rows_of(
     made = corruption.corrupt(whole, by, data.proportions, count, seed)
     counts["corrupted"] = made.reached
     rows += corruption.corruption_rows(made.trajectories)
-    if data.slips:
+    # The first reward model has what the paper's has; and slips of the few pages that were demonstrated
+    # do not help it to judge others of the task (docs/ui_genie.md).
+    if data.slips and found is not None:
         slipped, shots, counts["slips"] = slips.slip(whole, by, setting.fleet, data.slips, seed)
         trajectory.write(folder / "slips", slipped, shots, setting.folder)
         rows += corruption.corruption_rows(slipped)
@@ -428,8 +402,7 @@ def one_round(
         rows = [*rows, *kept_rows(found, demonstrations, models, setting, seed, folder)]
         reward = learn_reward(models.reward, rows, setting, seed, folder / "reward")
         models = Models(models.agent, reward)
-        found, shift = judged_again(found, models, setting, folder)
-        models = replace(models, shift=shift)
+        found = judged_again(found, models, setting, folder)
     chosen = [one for one in found if one.source["chosen"]]
     if arm == "no_reward":  # the success filter is off
         new = [one for one in chosen if one.source["ended"] != "broken"]
@@ -448,30 +421,22 @@ def one_round(
 
 def judged_again(
     found: Sequence[Trajectory], models: Models, setting: Setting, folder: epath.Path
-) -> tuple[list[Trajectory], float]:
+) -> list[Trajectory]:
     """A round's episodes by the word of the reward model that has just learnt from them: what they
-    agree on has made it surer of the others. And its shift.
-
-    What it learns to call a bad end is made, and no agent's, so its words for agents' ends may all lie
-    above ½, or below. Where episodes have an agreement, whose mean is about the share that is right,
-    they are shifted to the same mean. judged.json: the shift, and each id's score with it.
-    """
+    agree on has made it surer of the others. judged.json: each id's score."""
     path = folder / "judged.json"
     if not path.exists():
         ends = [one for one in found if one.outcome_score is not None]
         given = _scores(models, setting)([(one, outcome_at(one), [COMPLETED]) for one in ends])
-        said = [value for (value,) in given]
-        agreed = [one.source[AGREEMENT] for one in ends if AGREEMENT in one.source]
-        shift = level_with(said, sum(agreed) / len(agreed)) if agreed else 0.0
-        scores = {one.id: shifted(p, shift) for one, p in zip(ends, said, strict=True)}
-        run_dir.write_json_atomic(path, {"shift": shift, "scores": scores})
-    told = json.loads(path.read_text())
+        scores = {one.id: value for one, (value,) in zip(ends, given, strict=True)}
+        run_dir.write_json_atomic(path, scores)
+    scores = json.loads(path.read_text())
     of_starts: dict[State, list[Trajectory]] = {}
     for one in found:
         start = trajectory.state_at(one, one.source["given"])
-        again = replace(one, outcome_score=told["scores"].get(one.id))
+        again = replace(one, outcome_score=scores.get(one.id))
         of_starts.setdefault(start, []).append(again)
-    return [one for of_start in of_starts.values() for one in choose(of_start)], told["shift"]
+    return [one for of_start in of_starts.values() for one in choose(of_start)]
 
 
 def _truly(found: Sequence[Trajectory]) -> str:
