@@ -34,6 +34,7 @@ def quickstart() -> UIGenieRecipe:
         demonstrations=4,
         starts=4,
         held_out=6,
+        chunk=84,  # what is held out is tested in one
         exploration=Exploration(mode="best_of_n", candidates=4, max_steps=6, earlier=0),
         max_new_tokens=40,
         rollout=RolloutConfig(slots=512, chunk=40),
