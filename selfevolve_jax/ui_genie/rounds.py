@@ -299,8 +299,8 @@ def reward_rows_of(
     made = corruption.corrupt(whole, by, data.proportions, count, seed)
     counts["corrupted"] = made.reached
     rows += corruption.corruption_rows(made.trajectories)
-    # The first reward model learns from what the paper's did. Slips of the demonstrations would help it over
-    # all tasks, not within one (docs/ui_genie.md).
+    # The first reward model learns from what the paper's did. Slips of the demonstrations would help it
+    # over all tasks, not within one (docs/ui_genie.md).
     if data.slips and found is not None:
         slipped, shots, counts["slips"] = slips.slip(whole, by, setting.fleet, data.slips, seed)
         trajectory.write(folder / "slips", slipped, shots, setting.folder)
