@@ -62,7 +62,8 @@ class RewardData:
 
     continuations: sampled after each step of a failed episode (Math-Shepherd). failures: at most so
     many failed episodes of a round are labelled in this way. proposals: of the agent for each step of
-    a demonstration, held against it by rule, and at most so many clicks on unrelated elements there.
+    a success, held against it by rule, and at most so many clicks on other elements, or other texts,
+    there.
     corrupted: corruptions for every success. slips: other elements that each click of a round's
     successes is put on to play it again (slips.py); 0: nothing is played again.
     """

@@ -1,8 +1,8 @@
 """What a reward model learns from: judged actions, each with the word of where its label came from.
 
 The sources are UI-Genie's (arXiv 2505.21496): demonstrations, an agent's own actions held against
-them, actions on unrelated elements that the present model takes for good ones, outcomes. Corruptions
-and step labels by continuation are in corruption.py and shepherd.py.
+them, outcomes. Wrong actions that the present model takes for good ones, corruptions and step labels
+by continuation are in hard_negatives.py, corruption.py and shepherd.py.
 
 Whose word an outcome is, is said by an argument and kept in every row: with by="judge" nothing here
 looks at the environment's own verdict (`Trajectory.success`), with by="environment" nothing else
@@ -35,7 +35,7 @@ Level = Literal["step", "outcome"]
 Source = Literal[
     "demonstration",  # the steps of demonstrations
     "rule_verified",  # an agent's own actions, held against demonstrations
-    "hard_negative",  # on an unrelated element, and the present model took it for a good one
+    "hard_negative",  # hard_negatives.py
     "shepherd",  # an agent's own steps, by whether success could still be reached
     "outcome",  # the ends of successes
     "real_failure",  # the ends of an agent's real failures
@@ -46,8 +46,7 @@ Source = Literal[
     "substituted",
 ]
 AGREEMENT = "agreement"  # in a trajectory's source: see `verdict`
-MINED_ABOVE = 0.5  # P(positive): there the present model says "good"
-_MINED, _BALANCED = 61, 62  # purposes of draws: no two from one seed are alike
+_BALANCED = 62  # purpose of draws
 
 
 @dataclass(frozen=True)
@@ -238,67 +237,13 @@ def same_action(
         if target is None:
             return None
         hit = element_at(elements, proposed.coordinate)
-        if hit is not None and not _inside(proposed.coordinate, target) and _holds(hit, target):
+        if hit is not None and not inside(proposed.coordinate, target) and _holds(hit, target):
             return None
         left, top, right, bottom = target.box
         box = (left, top, right - 1, bottom - 1)  # of an evaluator's box the edges belong to it
     if not strict(proposed, Truth(truth, frame, box)).step:
         return False
     return truth.action != "type" or _typed(proposed.text) == _typed(truth.text)
-
-
-def hard_negatives(
-    demonstrations: Sequence[Trajectory],
-    score: Callable[
-        [Sequence[tuple[Trajectory, int, Sequence[Action]]]], Sequence[Sequence[float]]
-    ],
-    per_step: int,
-    seed: int,
-    describe: Callable[[Action, Element, Element], str] | None = None,
-) -> tuple[list[Judged], Counter[str]]:
-    """Clicks and long presses on elements unrelated to the target that the present reward model takes
-    for good: its score is above MINED_ABOVE.
-
-    Unrelated: on the screen's list, not overlapping the target, of another text, and not what another
-    step of the same demonstration acts on, by place or by text (the order of two clicks is often
-    free, so that a later target may be right now).
-
-    score: the present model's P(positive) of each action in the view before (demonstration, step);
-      one call. per_step: at most so many proposals a step, drawn from `seed`.
-    describe: (true action, target, other element) -> action_desc of the proposal; None: the true
-      one's, with the other's text in place of the target's, so that the words give nothing away.
-
-    Returns the rows and counts: "proposed", "kept".
-    """
-    asked: list[tuple[Trajectory, int, list[Action]]] = []
-    for n, demo in enumerate(demonstrations):
-        for i, step in enumerate(demo.steps):
-            rng = np.random.default_rng([seed, _MINED, n, i])
-            truth = step.action
-            if truth is None or truth.action not in ("click", "long_press"):
-                continue
-            target = element_at(step.elements, truth.coordinate)
-            others = [] if target is None else unrelated(demo, i, target)
-            if target is None or not others:
-                continue
-            drawn = rng.permutation(len(others))[:per_step]
-            told = [(describe or described)(truth, target, others[k]) for k in drawn]
-            made = [
-                dataclasses.replace(truth, coordinate=others[k].place, action_desc=desc)
-                for k, desc in zip(drawn, told, strict=True)
-            ]
-            asked.append((demo, i, made))
-    rows: list[Judged] = []
-    counts = Counter(proposed=sum(len(made) for _, _, made in asked), kept=0)
-    for (demo, i, made), scores in zip(asked, score(asked) if asked else [], strict=True):
-        for proposed, value in zip(made, scores, strict=True):
-            if value > MINED_ABOVE:
-                told = {"score": float(value), "truth": _truth_record(demo, i)}
-                rows.append(
-                    row(demo, i, proposed, False, "hard_negative", "construction", "step", told)
-                )
-    counts["kept"] = len(rows)
-    return rows, counts
 
 
 def distinct(rows: Iterable[Judged]) -> list[Judged]:
@@ -330,41 +275,8 @@ def claims_completion(action: Action) -> bool:
 
 def element_at(elements: Iterable[Element], point: tuple[int, int] | None) -> Element | None:
     """The smallest element under a point (the first of equals), None where there is none."""
-    under = [element for element in elements if _inside(point, element)]
+    under = [element for element in elements if inside(point, element)]
     return min(under, key=lambda e: _area(e.box), default=None)
-
-
-def unrelated(demo: Trajectory, i: int, target: Element) -> list[Element]:
-    """The elements on the screen before step i that neither it nor any other step acts on: see
-    `hard_negatives`."""
-    related, points = {folded(target.text)}, []
-    for step in demo.steps:
-        if step.action is not None and step.action.coordinate is not None:
-            points.append(step.action.coordinate)
-            element = element_at(step.elements, step.action.coordinate)
-            related |= set() if element is None else {folded(element.text)}
-    return [
-        other
-        for other in demo.steps[i].elements
-        if _area(other.box) > 0
-        and demo.frame.holds(other.place)
-        and not _overlap(other.box, target.box)
-        and folded(other.text) not in related
-        and not any(_inside(point, other) for point in points)
-    ]
-
-
-def described(truth: Action, target: Element, other: Element) -> str:
-    """The true action's words, with what the other element shows in place of the target's."""
-    name = other.text or other.kind
-    if target.text and target.text in truth.action_desc:
-        return truth.action_desc.replace(target.text, name)
-    return f"{'Click' if truth.action == 'click' else 'Long press'} {name}"
-
-
-def _truth_record(demo: Trajectory, i: int) -> dict[str, Any] | None:
-    truth = demo.steps[i].action
-    return None if truth is None else actions.as_record(truth)
 
 
 def _typed(text: str | None) -> str:
@@ -375,7 +287,7 @@ def folded(text: str) -> str:
     return _typed(text).casefold()
 
 
-def _inside(point: tuple[int, int] | None, element: Element) -> bool:
+def inside(point: tuple[int, int] | None, element: Element) -> bool:
     left, top, right, bottom = element.box
     return point is not None and left <= point[0] < right and top <= point[1] < bottom
 
@@ -383,10 +295,6 @@ def _inside(point: tuple[int, int] | None, element: Element) -> bool:
 def _holds(outer: Element, inner: Element) -> bool:
     o, i = outer.box, inner.box
     return o[0] <= i[0] and o[1] <= i[1] and i[2] <= o[2] and i[3] <= o[3]
-
-
-def _overlap(a: Sequence[int], b: Sequence[int]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _area(box: Sequence[int]) -> int:

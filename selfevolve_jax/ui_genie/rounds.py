@@ -42,6 +42,7 @@ from selfevolve_jax.ui_genie import (
 from selfevolve_jax.ui_genie.contract import COMPLETED
 from selfevolve_jax.ui_genie.environment import State
 from selfevolve_jax.ui_genie.explore import Exploration, Propose, Score, Screens, choose, explore
+from selfevolve_jax.ui_genie.hard_negatives import hard_negatives
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_data import By, Judged
 from selfevolve_jax.ui_genie.training import check_batch, plan, train_policy
@@ -271,41 +272,35 @@ def reward_rows_of(
     """
     data = setting.recipe.data
     counts: dict[str, Any] = {}
-    rows, counts["rule"] = reward_data.rule_verified(
-        demonstrations, proposals(models.agent, setting, seed)
-    )
-    mined, counts["mined"] = reward_data.hard_negatives(
-        demonstrations, _scores(models, setting), data.proposals, seed
-    )
-    rows += mined
-    whole: Sequence[Trajectory] = demonstrations
-    by: By = "environment"
     if found is None:
-        rows += reward_data.demonstration_rows(demonstrations)
+        by: By = "environment"
+        whole: Sequence[Trajectory] = demonstrations
+        rows = reward_data.demonstration_rows(demonstrations)
     else:
-        failures = [one for one in found if reward_data.succeeded(one, "judge") is False]
-        some = failures[: data.failures]
-        whole = _unlike(one for one in found if reward_data.succeeded(one, "judge"))
         by = "judge"
+        whole = _unlike(one for one in found if reward_data.succeeded(one, by))
+        some = [one for one in found if reward_data.succeeded(one, by) is False][: data.failures]
         labelled = shepherd.label_steps(
             [*whole, *some], by, _continue_from(models, setting), seed, data.continuations
         )
         counts["shepherd"] = labelled.counts | {"rescued": labelled.rescued}
-        rows += labelled.rows
+        rows = [*labelled.rows]
+        # The first reward model learns from what the paper's did. Slips of the demonstrations would
+        # help it over all tasks, not within one (docs/ui_genie.md).
+        if data.slips:
+            slipped, shots, counts["slips"] = slips.slip(whole, by, setting.fleet, data.slips, seed)
+            trajectory.write(folder / "slips", slipped, shots, setting.folder)
+            rows += corruption.corruption_rows(slipped)
+    # An agent errs on pages that it did not learn from: there its own actions tell more.
+    ruled, counts["rule"] = reward_data.rule_verified(whole, proposals(models.agent, setting, seed))
+    mined, counts["mined"] = hard_negatives(whole, _scores(models, setting), data.proposals, seed)
     # A demonstration's success is the demonstrator's word, which the script's own check with the page
     # has confirmed.
-    rows += [r for r in reward_data.outcome_rows(whole, by) if r.label]
+    ends = [r for r in reward_data.outcome_rows(whole, by) if r.label]
     count = round(len(whole) * data.corrupted)
     made = corruption.corrupt(whole, by, data.proportions, count, seed)
     counts["corrupted"] = made.reached
-    rows += corruption.corruption_rows(made.trajectories)
-    # The first reward model learns from what the paper's did. Slips of the demonstrations would help it
-    # over all tasks, not within one (docs/ui_genie.md).
-    if data.slips and found is not None:
-        slipped, shots, counts["slips"] = slips.slip(whole, by, setting.fleet, data.slips, seed)
-        trajectory.write(folder / "slips", slipped, shots, setting.folder)
-        rows += corruption.corruption_rows(slipped)
-    return rows, counts
+    return [*rows, *ruled, *mined, *ends, *corruption.corruption_rows(made.trajectories)], counts
 
 
 def _unlike(found: Iterable[Trajectory]) -> list[Trajectory]:

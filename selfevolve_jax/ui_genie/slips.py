@@ -6,8 +6,7 @@ made-up negatives do not look like agents' errors is GAIA's point too, arXiv 260
 step is played, and all that come after it, so the last screen is a real one.
 
   omitted      one step is left out
-  substituted  one click or long press goes to an unrelated element (reward_data.unrelated), half of
-               the time in that element's words, half in those of what was meant, as an agent misses
+  substituted  one click or long press goes to an unrelated element (hard_negatives.on_another)
 
 The label is by construction: the environment's verdict is not read. Left out is what ends on the very
 picture that the success ended on, unless other words were said on the way: a step that was not needed,
@@ -27,14 +26,8 @@ import numpy as np
 from selfevolve_jax.ui_genie.actions import Action, render
 from selfevolve_jax.ui_genie.environment import Broken, State
 from selfevolve_jax.ui_genie.explore import Screens
-from selfevolve_jax.ui_genie.reward_data import (
-    By,
-    claims_completion,
-    described,
-    element_at,
-    succeeded,
-    unrelated,
-)
+from selfevolve_jax.ui_genie.hard_negatives import on_another, unrelated
+from selfevolve_jax.ui_genie.reward_data import By, claims_completion, element_at, succeeded
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory, done_before, keep, outcome_at
 
 Kind = Literal["omitted", "substituted"]
@@ -121,8 +114,5 @@ def _slips(
         others = unrelated(of, i, target)
         rng = np.random.default_rng([seed, _PURPOSE, of.seed, i])
         for n, k in enumerate(rng.permutation(len(others))[:per_step]):
-            told = truth.action_desc
-            if rng.random() < 0.5:
-                told = described(truth, target, others[k])
-            wrong = dataclasses.replace(truth, coordinate=others[k].place, action_desc=told)
+            wrong = on_another(truth, target, others[k], rng)
             yield "substituted", f"{i}-{n}", (*before, wrong, *after)

@@ -21,7 +21,6 @@ from selfevolve_jax.ui_genie.reward_data import (
     demonstration_rows,
     distinct,
     element_at,
-    hard_negatives,
     outcome_rows,
     row,
     rule_verified,
@@ -34,8 +33,6 @@ from tests.ui_genie.episodes import (
     CANCEL,
     ELEMENTS,
     FRAME,
-    HELP,
-    OK,
     click,
     episode,
     name,
@@ -184,68 +181,6 @@ def test_half_a_chance_is_no_success():
     assert succeeded(episode("e", "ab", outcome_score=0.5), "judge") is False
     with pytest.raises(ValueError, match="anyone"):
         succeeded(episode("e", "ab"), "anyone")
-
-
-def mined(demo, score=lambda asked: [[0.9] * len(made) for _, _, made in asked], **options):
-    return hard_negatives([demo], score, **{"per_step": 9, "seed": 0, **options})
-
-
-def test_hard_negatives_are_on_unrelated_elements_that_the_model_likes():
-    demo = episode("d", "ab", [click("Click OK", (30, 60))])
-    likes = {CANCEL.text: 0.51, HELP.text: 0.5}  # 0.5 is not above 0.5
-
-    def score(asked):
-        assert [(of.id, i) for of, i, _ in asked] == [("d", 0)]
-        return [[likes[a.action_desc.removeprefix("Click ")] for a in made] for _, _, made in asked]
-
-    rows, counts = mined(demo, score)
-    assert counts == {"proposed": 2, "kept": 1}
-    (only,) = rows
-    assert only.action == click("Click Cancel", CANCEL.place)  # in the true one's words
-    assert (only.label, only.source, only.verdict) == (False, "hard_negative", "construction")
-    assert only.provenance["score"] == 0.51
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        Element("text", "away", (40, 60, 90, 90)),  # overlaps the target
-        Element("button", " ok ", (60, 90, 90, 99)),  # says the same
-        Element("button", "empty", (60, 90, 60, 99)),  # nothing to hit
-        Element("button", "below", (60, 300, 90, 310)),  # not on the frame
-    ],
-)
-def test_related_elements_are_never_mined(other):
-    demo = episode("d", "ab", [click()])
-    shown = dataclasses.replace(demo.steps[0], elements=(OK, other))
-    assert mined(dataclasses.replace(demo, steps=(shown,))) == ([], {"proposed": 0, "kept": 0})
-
-
-def test_what_another_step_clicks_may_be_right_now_too():
-    demo = episode("d", "abc", [click("Click OK", (30, 60)), click("Click Cancel", (90, 60))])
-    rows, _ = mined(demo)
-    assert {r.action.action_desc for r in rows} == {"Click Help"}
-    # by its place too: what stands there may only have changed its text
-    second = dataclasses.replace(
-        demo.steps[1], elements=(OK, dataclasses.replace(CANCEL, text="Send"))
-    )
-    renamed = dataclasses.replace(demo, steps=(demo.steps[0], second))
-    assert {r.action.action_desc for r in mined(renamed)[0] if r.view.step == 0} == {"Click Help"}
-
-
-def test_mining_draws_as_many_as_asked_and_the_same_again():
-    others = tuple(Element("button", f"b{k}", (60, 80 + 9 * k, 90, 87 + 9 * k)) for k in range(10))
-    demo = episode("d", "ab", [click()])
-    shown = dataclasses.replace(demo.steps[0], elements=(OK, *others))
-    demo = dataclasses.replace(demo, steps=(shown,))
-    draws = [mined(demo, per_step=4, seed=seed)[0] for seed in (0, 0, 1, 2, 3)]
-    assert all(len({r.action for r in rows}) == 4 for rows in draws)
-    assert draws[0] == draws[1]
-    assert len({frozenset(r.action for r in rows) for rows in draws}) > 1
-    told = mined(
-        demo, per_step=10, describe=lambda truth, target, other: f"{target.text} to {other.text}"
-    )[0]
-    assert {r.action.action_desc for r in told} == {f"OK to b{k}" for k in range(10)}
 
 
 def made_rows(labels):
