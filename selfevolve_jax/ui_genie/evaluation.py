@@ -35,7 +35,7 @@ def hold_out(
         found = episodes("held-out", starts, models, setting, config, recipe.seed, folder, False)
         rows = reward_data.outcome_rows(found, "environment")
         steps, _ = reward_data.rule_verified(
-            demonstrations, proposals(models.agent, setting, recipe.seed + 1)
+            demonstrations, "environment", proposals(models.agent, setting, recipe.seed + 1)
         )
         reward_rows.write(path, [*rows, *(row for row in steps if row.level == "step")])
     return reward_rows.read(path)

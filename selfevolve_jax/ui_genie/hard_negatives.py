@@ -10,14 +10,13 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from selfevolve_jax.ui_genie import actions
 from selfevolve_jax.ui_genie.actions import Action
 from selfevolve_jax.ui_genie.environment import GRID, Element
-from selfevolve_jax.ui_genie.reward_data import Judged, element_at, folded, inside, row
+from selfevolve_jax.ui_genie.reward_data import By, Judged, element_at, folded, inside, row
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 MINED_ABOVE = 0.5  # P(positive): there the present model says "good"
@@ -26,15 +25,16 @@ _TRIES = 8  # to find a place where nothing is
 
 
 def hard_negatives(
-    shown: Sequence[Trajectory],
+    successes: Sequence[Trajectory],
+    by: By,
     score: Callable[
         [Sequence[tuple[Trajectory, int, Sequence[Action]]]], Sequence[Sequence[float]]
     ],
     per_step: int,
     seed: int,
 ) -> tuple[list[Judged], Counter[str]]:
-    """Rows for what is wrong at the steps of these successes by construction, and yet scored above
-    MINED_ABOVE:
+    """Rows for what is wrong at the steps of these successes (by: by whose word) by construction, and
+    yet scored above MINED_ABOVE:
 
     - in place of a click or a long press, one on an unrelated element (`unrelated`), half of the time
       in that element's words, half in the true ones; and the true words where no element is;
@@ -47,8 +47,8 @@ def hard_negatives(
     Returns the rows and counts: "proposed", "kept".
     """
     asked: list[tuple[Trajectory, int, list[Action]]] = []
-    typed = _typed_in(shown)
-    for n, of in enumerate(shown):
+    typed = _typed_in(successes)
+    for n, of in enumerate(successes):
         for i, step in enumerate(of.steps):
             rng = np.random.default_rng([seed, _PURPOSE, n, i])
             made: list[Action] = []
@@ -63,7 +63,9 @@ def hard_negatives(
     for (of, i, made), scores in zip(asked, score(asked) if asked else [], strict=True):
         for proposed, value in zip(made, scores, strict=True):
             if value > MINED_ABOVE:
-                told = {"score": float(value), "truth": _record(of.steps[i].action)}
+                truth = of.steps[i].action
+                assert truth is not None
+                told = {"score": float(value), "truth": actions.as_record(truth), "success_by": by}
                 rows.append(
                     row(of, i, proposed, False, "hard_negative", "construction", "step", told)
                 )
@@ -120,9 +122,9 @@ def _misplaced(
     return made
 
 
-def _typed_in(shown: Sequence[Trajectory]) -> list[str]:
+def _typed_in(trajectories: Sequence[Trajectory]) -> list[str]:
     """What is typed, each text once, in their order."""
-    acts = (step.action for of in shown for step in of.steps)
+    acts = (step.action for of in trajectories for step in of.steps)
     return list(dict.fromkeys(a.text for a in acts if a and a.action == "type" and a.text))
 
 
@@ -138,10 +140,9 @@ def _mistyped(
     there = [element.text for element in of.steps[i].elements]
     texts = [t for t in dict.fromkeys([*typed, *there]) if folded(t) not in own | {""}]
     drawn = [texts[k] for k in rng.permutation(len(texts))[:per_step]]
-    said = truth.action_desc
     return [
         dataclasses.replace(
-            truth, text=text, action_desc=said.replace(truth.text, text) if truth.text else said
+            truth, text=text, action_desc=_with(truth.action_desc, truth.text, text)
         )
         for text in drawn
     ]
@@ -152,13 +153,19 @@ def _renamed(truth: Action, target: Element, other: Element) -> str:
     nothing is called by its kind."""
     name, instead = (element.text or element.kind for element in (target, other))
     if name in truth.action_desc:
-        return truth.action_desc.replace(name, instead)
-    return f"{truth.action.replace('_', ' ').capitalize()} {instead}"
+        return _with(truth.action_desc, name, instead)
+    verb = truth.action.replace("_", " ")
+    # In the case of the true words, which else would tell the two apart.
+    return f"{verb if truth.action_desc.startswith(verb) else verb.capitalize()} {instead}"
+
+
+def _with(words: str, name: str | None, instead: str) -> str:
+    """Words with another name in place of the last that they say: `c` is in `click c` twice."""
+    if not name or name not in words:
+        return words
+    before, _, after = words.rpartition(name)
+    return f"{before}{instead}{after}"
 
 
 def _overlap(a: Sequence[int], b: Sequence[int]) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _record(truth: Action | None) -> dict[str, Any] | None:
-    return None if truth is None else actions.as_record(truth)

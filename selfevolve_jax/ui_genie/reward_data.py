@@ -34,7 +34,7 @@ Verdict = Literal["environment", "judge", "demonstration", "rule", "construction
 Level = Literal["step", "outcome"]
 Source = Literal[
     "demonstration",  # the steps of demonstrations
-    "rule_verified",  # an agent's own actions, held against demonstrations
+    "rule_verified",  # an agent's own actions, held against those of successes
     "hard_negative",  # hard_negatives.py
     "shepherd",  # an agent's own steps, by whether success could still be reached
     "outcome",  # the ends of successes
@@ -177,44 +177,43 @@ def outcome_rows(trajectories: Sequence[Trajectory], by: By) -> list[Judged]:
 
 
 def rule_verified(
-    demonstrations: Sequence[Trajectory],
+    successes: Sequence[Trajectory],
+    by: By,
     propose: Callable[[Sequence[tuple[Trajectory, int]]], Sequence[Sequence[str]]],
 ) -> tuple[list[Judged], Counter[str]]:
-    """An agent's own actions in the states of demonstrations, judged by `same_action`.
+    """An agent's own actions in the states of successes, judged by `same_action`: demonstrations, or
+    what succeeded by the judge's word, which is then whose word stands behind the rule's.
 
-    propose: for (demonstration, step) pairs, the texts that the agent wrote there; one call.
+    propose: for (success, step) pairs, the texts that the agent wrote there; one call.
 
     Returns the rows and counts: "positive", "negative", "undecided" (no row), "repeated" (an action
     that the agent wrote there before; the row's "samples" says how often), and "unparsable: KIND".
     """
     asked = [
-        (demo, i)
-        for demo in demonstrations
-        for i, step in enumerate(demo.steps)
-        if step.action is not None
+        (of, i) for of in successes for i, step in enumerate(of.steps) if step.action is not None
     ]
     rows: list[Judged] = []
     counts: Counter[str] = Counter()
-    for (demo, i), texts in zip(asked, propose(asked), strict=True):
+    for (of, i), texts in zip(asked, propose(asked), strict=True):
         written: Counter[Action] = Counter()
         for text in texts:
-            parsed = actions.parse(text, demo.frame)
+            parsed = actions.parse(text, of.frame)
             if isinstance(parsed, Failure):
                 counts[f"unparsable: {parsed.kind}"] += 1
             else:
                 written[parsed] += 1
         for proposed, times in written.items():
-            truth = demo.steps[i].action
+            truth = of.steps[i].action
             assert truth is not None
-            label = same_action(proposed, truth, demo.frame, demo.steps[i].elements)
+            label = same_action(proposed, truth, of.frame, of.steps[i].elements)
             counts["repeated"] += times - 1
             if label is None:
                 counts["undecided"] += 1
                 continue
             counts["positive" if label else "negative"] += 1
             level: Level = "outcome" if claims_completion(proposed) else "step"
-            told = {"samples": times, "truth": actions.as_record(truth)}
-            rows.append(row(demo, i, proposed, label, "rule_verified", "rule", level, told))
+            told = {"samples": times, "truth": actions.as_record(truth), "success_by": by}
+            rows.append(row(of, i, proposed, label, "rule_verified", "rule", level, told))
     return rows, counts
 
 

@@ -292,8 +292,12 @@ def reward_rows_of(
             trajectory.write(folder / "slips", slipped, shots, setting.folder)
             rows += corruption.corruption_rows(slipped)
     # An agent errs on pages that it did not learn from: there its own actions tell more.
-    ruled, counts["rule"] = reward_data.rule_verified(whole, proposals(models.agent, setting, seed))
-    mined, counts["mined"] = hard_negatives(whole, _scores(models, setting), data.proposals, seed)
+    ruled, counts["rule"] = reward_data.rule_verified(
+        whole, by, proposals(models.agent, setting, seed)
+    )
+    mined, counts["mined"] = hard_negatives(
+        whole, by, _scores(models, setting), data.proposals, seed
+    )
     # A demonstration's success is the demonstrator's word, which the script's own check with the page
     # has confirmed.
     ends = [r for r in reward_data.outcome_rows(whole, by) if r.label]

@@ -17,7 +17,7 @@ def typed(text, desc=None):
 
 
 def mined(*shown, score=lambda asked: [[0.9] * len(made) for _, _, made in asked], **options):
-    return hard_negatives(shown, score, **{"per_step": 9, "seed": 0, **options})
+    return hard_negatives(shown, "judge", score, **{"per_step": 9, "seed": 0, **options})
 
 
 def with_elements(of, *elements):
@@ -44,7 +44,7 @@ def test_only_what_the_model_likes_is_kept():
     (only,) = rows
     assert only.action.coordinate == CANCEL.place
     assert (only.label, only.source, only.verdict) == (False, "hard_negative", "construction")
-    assert only.provenance["score"] == 0.51
+    assert (only.provenance["score"], only.provenance["success_by"]) == (0.51, "judge")
     assert only.provenance["truth"]["coordinate"] == [30, 60]
 
 
@@ -57,10 +57,15 @@ def test_a_wrong_place_goes_by_its_own_words_and_by_the_true_ones():
     truth = click("click input", OK.place)
     made = {on_another(truth, field, CANCEL, np.random.default_rng(n)) for n in range(20)}
     assert made == {click("click Cancel", CANCEL.place), click("click input", CANCEL.place)}
-    # Words that do not name the target are replaced whole.
-    truth = click("Go on", OK.place)
-    made = {on_another(truth, OK, CANCEL, np.random.default_rng(n)) for n in range(20)}
-    assert made == {click("Click Cancel", CANCEL.place), click("Go on", CANCEL.place)}
+    # A name that is part of the verb is not replaced there.
+    letter, truth = dataclasses.replace(OK, text="c"), click("click c", OK.place)
+    made = {on_another(truth, letter, CANCEL, np.random.default_rng(n)) for n in range(20)}
+    assert made == {click("click Cancel", CANCEL.place), click("click c", CANCEL.place)}
+    # Words that do not name the target are replaced whole, in their case.
+    for said, verb in (("click it", "click"), ("Click it", "Click"), ("Go on", "Click")):
+        truth = click(said, OK.place)
+        made = {on_another(truth, OK, CANCEL, np.random.default_rng(n)) for n in range(20)}
+        assert made == {click(f"{verb} Cancel", CANCEL.place), click(said, CANCEL.place)}
 
 
 @pytest.mark.parametrize(

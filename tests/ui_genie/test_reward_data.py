@@ -114,7 +114,7 @@ def test_rule_verification_judges_what_the_agent_wrote():
         seen.append([(of.id, i) for of, i in asked])
         return [texts[i] for _, i in asked]
 
-    rows, counts = rule_verified([demo], propose)
+    rows, counts = rule_verified([demo], "judge", propose)
     assert seen == [[("d", 0), ("d", 1), ("d", 2)]]  # one call
     assert [(r.view.step, r.action.action, r.label, r.level) for r in rows] == [
         (0, "click", True, "step"),
@@ -133,12 +133,13 @@ def test_rule_verification_judges_what_the_agent_wrote():
     assert {(r.source, r.verdict) for r in rows} == {("rule_verified", "rule")}
     assert [r.provenance["samples"] for r in rows] == [3, 1, 1, 1, 1]
     assert rows[0].provenance["truth"]["coordinate"] == [30, 60]
+    assert {r.provenance["success_by"] for r in rows} == {"judge"}
     assert rows[0].provenance["of"] == {"round": 0}
 
 
 def test_what_the_rule_cannot_judge_gives_no_row():
     demo = episode("d", "ab", [click(at=(150, 200))])  # on no element
-    rows, counts = rule_verified([demo], lambda asked: [[render(click())]])
+    rows, counts = rule_verified([demo], "environment", lambda asked: [[render(click())]])
     assert rows == [] and counts == {"undecided": 1, "repeated": 0}
 
 
