@@ -73,6 +73,19 @@ def hard_negatives(
     return rows, counts
 
 
+def on_others(
+    of: Trajectory, i: int, truth: Action, at_most: int, rng: np.random.Generator
+) -> list[Action]:
+    """A click or long press of step i on unrelated elements instead, so many drawn. None where it hits
+    no element of the list."""
+    target = element_at(of.steps[i].elements, truth.coordinate)
+    if target is None:
+        return []
+    others = unrelated(of, i, target)
+    drawn = rng.permutation(len(others))[:at_most]
+    return [on_another(truth, target, others[k], rng) for k in drawn]
+
+
 def on_another(truth: Action, target: Element, other: Element, rng: np.random.Generator) -> Action:
     """The true action on another element: half of the time in the words of that one, as an agent that
     means the wrong thing, and half in those of what was meant, as one that misses."""
@@ -108,12 +121,9 @@ def _misplaced(
     of: Trajectory, i: int, truth: Action, per_step: int, rng: np.random.Generator
 ) -> list[Action]:
     elements = of.steps[i].elements
-    target = element_at(elements, truth.coordinate)
-    if target is None:
+    if element_at(elements, truth.coordinate) is None:
         return []
-    others = unrelated(of, i, target)
-    drawn = rng.permutation(len(others))[:per_step]
-    made = [on_another(truth, target, others[k], rng) for k in drawn]
+    made = on_others(of, i, truth, per_step, rng)
     columns, lines = -(-of.frame.width // GRID), -(-of.frame.height // GRID)
     for _ in range(_TRIES):
         place = GRID * int(rng.integers(columns)), GRID * int(rng.integers(lines))

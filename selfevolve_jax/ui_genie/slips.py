@@ -26,8 +26,8 @@ import numpy as np
 from selfevolve_jax.ui_genie.actions import Action, render
 from selfevolve_jax.ui_genie.environment import Broken, State
 from selfevolve_jax.ui_genie.explore import Screens
-from selfevolve_jax.ui_genie.hard_negatives import on_another, unrelated
-from selfevolve_jax.ui_genie.reward_data import By, claims_completion, element_at, succeeded
+from selfevolve_jax.ui_genie.hard_negatives import on_others
+from selfevolve_jax.ui_genie.reward_data import By, claims_completion, succeeded
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory, done_before, keep, outcome_at
 
 Kind = Literal["omitted", "substituted"]
@@ -102,17 +102,14 @@ def _slips(
     of: Trajectory, per_step: int, seed: int
 ) -> Iterator[tuple[Kind, str, tuple[Action, ...]]]:
     """(kind, where it is, the actions with it)."""
-    steps = [s for s in of.steps if s.action is not None and not claims_completion(s.action)]
-    acts = tuple(step.action for step in steps if step.action is not None)
-    for i, (step, truth) in enumerate(zip(steps, acts, strict=True)):
+    acted = (step.action for step in of.steps if step.action is not None)
+    acts = tuple(action for action in acted if not claims_completion(action))
+    for i, truth in enumerate(acts):
         before, after = acts[:i], acts[i + 1 :]
         if before or after:
             yield "omitted", str(i), (*before, *after)
-        target = element_at(step.elements, truth.coordinate)
-        if truth.action not in ("click", "long_press") or target is None:
+        if truth.action not in ("click", "long_press"):
             continue
-        others = unrelated(of, i, target)
         rng = np.random.default_rng([seed, _PURPOSE, of.seed, i])
-        for n, k in enumerate(rng.permutation(len(others))[:per_step]):
-            wrong = on_another(truth, target, others[k], rng)
+        for n, wrong in enumerate(on_others(of, i, truth, per_step, rng)):
             yield "substituted", f"{i}-{n}", (*before, wrong, *after)
