@@ -87,14 +87,16 @@ class RewardData:
 class UIGenieRecipe:
     """One UI-Genie experiment: a GUI agent and its reward model, raised round by round.
 
-    tasks: of MiniWoB++, each with a script (demos.SCRIPTS). demonstrations: the seeds of each that the
-    agent and the reward model begin from. starts: fresh seeds of each task in a round. held_out: seeds
-    of each that both are tested on, and nothing learns from. style: how prompts are written
-    (contract). exploration: how a round's episodes are found. instructions: whose words a round's
-    starts are told. chunk: starts explored between two savings.
+    tasks: of MiniWoB++, each with a script (demos.SCRIPTS). new_tasks: those of them that are not
+    demonstrated: what is known of them is what the rounds find out. demonstrations: the seeds of each
+    of the others that the agent and the reward model begin from. starts: fresh seeds of each task in a
+    round. held_out: seeds of each that both are tested on, and nothing learns from. style: how prompts
+    are written (contract). exploration: how a round's episodes are found. instructions: whose words a
+    round's starts are told. chunk: starts explored between two savings.
     """
 
     tasks: tuple[str, ...]
+    new_tasks: tuple[str, ...] = ()
     policy: BaseConfig | CheckpointConfig = field(default_factory=BaseConfig)
     style: Style = "full"
     screens: MiniWoBConfig = field(default_factory=MiniWoBConfig)
@@ -123,6 +125,11 @@ class UIGenieRecipe:
                 f"tasks={' '.join(self.tasks)}: name some, each once, of those that have a script: "
                 f"{', '.join(SCRIPTS)}."
             )
+        if any(t not in self.tasks for t in self.new_tasks) or set(self.tasks) <= {*self.new_tasks}:
+            raise UserError(
+                f"new_tasks={' '.join(self.new_tasks)}: name some of tasks={' '.join(self.tasks)}, and "
+                "not all of them, as the agent begins from demonstrations of the others."
+            )
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise UserError(f"arms={' '.join(self.arms)}: name some, each once.")
         for name in ("demonstrations", "starts", "held_out", "rounds", "chunk", "max_new_tokens"):
@@ -140,6 +147,10 @@ class UIGenieRecipe:
                 f"exploration.mode={self.exploration.mode}: a round's episodes are chosen by the "
                 "reward model. Use beam or best_of_n; the arm no_reward samples."
             )
+
+    @property
+    def demonstrated(self) -> tuple[str, ...]:
+        return tuple(task for task in self.tasks if task not in self.new_tasks)
 
 
 # The page's seeds of one purpose lie together.

@@ -141,8 +141,8 @@ def starts_of(
 ) -> list[State]:
     """The instructions of a round. Of MiniWoB++ an instruction is a task and a page's seed. Rounds 1
     and 2: fresh seeds of every task. From round 3 on, as in the paper, what failed before and the long
-    ones: as many starts, half of them failures, the others fresh seeds of the tasks whose
-    demonstrations are the longest half."""
+    ones: as many starts, half of them failures, the others fresh seeds of the half of
+    the tasks that take the most steps."""
     seeds = page_seeds(1 + number, recipe.seed, 2 * recipe.starts)
     if number < 3:
         return [State(task, seed) for task in recipe.tasks for seed in seeds[: recipe.starts]]
@@ -375,9 +375,9 @@ def one_round(
     """One round of an arm: the models after it, and what it has gathered by then."""
     recipe = setting.recipe
     seed = recipe.seed * 1000 + number
-    lengths: dict[str, int] = {}
-    for one in demonstrations:
-        lengths[one.task] = max(lengths.get(one.task, 0), len(one.steps))
+    lengths = dict.fromkeys(recipe.tasks, 0)  # as far as is known: of a new task, by what was won
+    for one in (*demonstrations, *before.won):
+        lengths[one.task] = max(lengths[one.task], len(one.steps))
     config = recipe.exploration
     if arm == "no_reward":
         config = replace(config, mode="sample", candidates=1)

@@ -227,9 +227,26 @@ def test_more_rounds_go_on_from_those_that_are_done(finished, tmp_path):
     assert more["arms"]["no_reward"] == finished[1]["arms"]["no_reward"]
 
 
+def test_of_a_new_task_nothing_is_known_before_the_rounds(tmp_path):
+    """Both models begin without it; it is explored, judged and tested like the other."""
+    shown, new = pages.TASKS
+    ran(tmp_path, pages.Pages(), replace(RECIPE, new_tasks=(new,), rounds=1, arms=ARMS[:1]))
+    played = trajectory.read(tmp_path / "demonstrations" / "train")
+    assert {one.task for one in played} == {shown}
+
+    def tasks_of(path):
+        return {row.view.trajectory.split("/")[1] for row in reward_rows.read(path)}
+
+    assert tasks_of(tmp_path / "round-0" / "reward_rows.jsonl") == {shown}
+    assert tasks_of(tmp_path / "hold_out" / "rows.jsonl") == {shown, new}
+    place = tmp_path / "arms" / "co_evolution" / "round-1"
+    assert {one.task for one in explored(place)} == {shown, new}
+    assert set(json.loads((place / "evaluation.json").read_text())["by_task"]) == {shown, new}
+
+
 def test_the_instructions_of_a_round():
     """By hand: fresh seeds of every task at first; then half of them failures, the later ones, and of
-    the rest the tasks whose demonstrations are long."""
+    the rest the tasks that take more steps."""
     lengths = {pages.TASKS[0]: 1, pages.TASKS[1]: 2}
     two = page_seeds(2, 0, 2)
     fresh = [State(task, seed) for task in pages.TASKS for seed in two]
@@ -257,6 +274,8 @@ def test_seeds_of_two_purposes_are_apart():
 def test_what_cannot_be_run_is_refused():
     for change, match in (
         ({"tasks": ("no-such",)}, "no-such"),
+        ({"new_tasks": ("click-link",)}, "new_tasks=click-link: name some of tasks"),
+        ({"new_tasks": pages.TASKS}, "not all of them"),
         ({"rounds": 99}, "rounds=99"),
         ({"held_out": 0}, "held_out=0"),
         ({"arms": ()}, "arms="),
