@@ -128,7 +128,8 @@ class UIGenieRecipe:
         if any(t not in self.tasks for t in self.new_tasks) or set(self.tasks) <= {*self.new_tasks}:
             raise UserError(
                 f"new_tasks={' '.join(self.new_tasks)}: name some of tasks={' '.join(self.tasks)}, and "
-                "not all of them, as the agent begins from demonstrations of the others."
+                "not all of them, as the agent begins from demonstrations of the others; none, and all "
+                "are demonstrated."
             )
         if not self.arms or len(set(self.arms)) < len(self.arms):
             raise UserError(f"arms={' '.join(self.arms)}: name some, each once.")
