@@ -253,8 +253,8 @@ def test_a_dry_run_of_ui_genie_tells_both_models(place, capsys):
     main(["ui-genie", "quickstart", "--starts", "3", "--dry-run"])
     out = capsys.readouterr().out
     config = json.loads(out[: out.index("\n}") + 2])
-    assert config["starts"] == 3 and len(config["tasks"]) == 14
-    assert "42 starts a round, 84 held out" in out  # 14 tasks of 3 and of 6
+    assert config["starts"] == 3 and len(config["tasks"]) == 16
+    assert "48 starts a round, 96 held out" in out  # 16 tasks of 3 and of 6
     assert tree(place) == []
 
 
