@@ -10,8 +10,8 @@ from selfevolve_jax.ui_genie.explore import Exploration
 from selfevolve_jax.ui_genie.recipe import AgentTraining, RewardData, UIGenieRecipe
 from selfevolve_jax.ui_genie.reward_model import RewardTraining
 
-# Demonstrated: of one step, and of two and more.
-TASKS = (
+# Of one step, and of two and more.
+DEMONSTRATED = (
     *("click-test-2", "click-button", "click-link", "click-option"),
     *("click-checkboxes", "click-button-sequence", "click-collapsible", "enter-text"),
 )
@@ -34,7 +34,7 @@ def quickstart() -> UIGenieRecipe:
     constant = OptimizerConfig(learning_rate=3e-4, warmup_steps=5, weight_decay=0.0)
     falling = replace(constant, learning_rate=5e-4, schedule="cosine")
     return UIGenieRecipe(
-        tasks=(*TASKS, *NEW_TASKS),
+        tasks=(*DEMONSTRATED, *NEW_TASKS),
         new_tasks=NEW_TASKS,
         style="short",
         demonstrations=4,

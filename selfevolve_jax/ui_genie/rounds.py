@@ -141,8 +141,8 @@ def starts_of(
 ) -> list[State]:
     """The instructions of a round. Of MiniWoB++ an instruction is a task and a page's seed. Rounds 1
     and 2: fresh seeds of every task. From round 3 on, as in the paper, what failed before and the long
-    ones: as many starts, half of them failures, the others fresh seeds of the half of
-    the tasks that take the most steps."""
+    ones: as many starts, half of them failures, the others fresh seeds of the half of the tasks that
+    take the most steps."""
     seeds = page_seeds(1 + number, recipe.seed, 2 * recipe.starts)
     if number < 3:
         return [State(task, seed) for task in recipe.tasks for seed in seeds[: recipe.starts]]

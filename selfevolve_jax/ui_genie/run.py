@@ -82,7 +82,7 @@ def run(
         earlier = run_dir.summary_so_far(folder)
         spent = earlier.get("seconds", 0.0)
         setting = Setting(recipe, mesh, fleet, folder, say)
-        shown = demonstrations(setting, 0, recipe.demonstrated, recipe.demonstrations)
+        shown = demonstrations(setting)
         first, rows, held_out, before = _round_0(shown, setting)
         summary: dict[str, Any] = {"arms": {}, "seconds": spent}
         for arm in recipe.arms:
@@ -108,14 +108,17 @@ def _has_to_ask(recipe: UIGenieRecipe, folder: epath.Path) -> bool:
     return not all((place / instructions.INSTRUCTIONS).exists() for place in places)
 
 
-def demonstrations(
-    setting: Setting, purpose: int, tasks: Sequence[str], n: int
-) -> list[Trajectory]:
-    """The scripts' episodes on n seeds of each task that the page calls a success."""
+def demonstrations(setting: Setting, held_out: bool = False) -> list[Trajectory]:
+    """The scripts' episodes that the page calls a success: on the seeds that the models begin from, of
+    the demonstrated tasks, or on the held-out ones, of all."""
     recipe = setting.recipe
-    place = setting.folder / "demonstrations" / ("held-out" if purpose else "train")
+    place = setting.folder / "demonstrations" / ("held-out" if held_out else "train")
     if not (place / trajectory.TRAJECTORIES).exists():
-        starts = [(t, s) for t in tasks for s in page_seeds(purpose, recipe.seed, n)]
+        if held_out:
+            tasks, seeds = recipe.tasks, page_seeds(1, recipe.seed, recipe.held_out)
+        else:
+            tasks, seeds = recipe.demonstrated, page_seeds(0, recipe.seed, recipe.demonstrations)
+        starts = [(task, seed) for task in tasks for seed in seeds]
         found, shots = demos.play(starts, setting.fleet, recipe.screens.tabs)
         won = [one for one in found if one.success]
         if not won:
@@ -135,7 +138,7 @@ def _round_0(
     recipe, place = setting.recipe, setting.folder / "round-0"
     agent = first_agent(shown, setting)
     untrained = Models(agent, with_reward_tokens(agent, recipe.seed))
-    of_held_out = demonstrations(setting, 1, recipe.tasks, recipe.held_out)
+    of_held_out = demonstrations(setting, held_out=True)
     held_out = evaluation.hold_out(untrained, of_held_out, setting, setting.folder / "hold_out")
     rows = rounds.kept_rows(None, shown, untrained, setting, recipe.seed * 1000, place)
     reward = rounds.learn_reward(
