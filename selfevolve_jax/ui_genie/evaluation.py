@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -49,8 +50,9 @@ def held_out_starts(recipe: UIGenieRecipe) -> list[State]:
 def evaluate(
     models: Models, held_out: Sequence[Judged], setting: Setting, folder: epath.Path, reward: bool
 ) -> dict[str, Any]:
-    """The agent's greedy success on held-out seeds, by the environment, and the reward model's
-    figures on the hold-out; evaluation.json."""
+    """The agent's greedy success on held-out seeds, by the environment, how its failures ended
+    (explore.Ended: most of a weak agent's are "unparsable", which no judge is needed for), and the
+    reward model's figures on the hold-out; evaluation.json."""
     path = folder / EVALUATION
     if path.exists():
         return json.loads(path.read_text())
@@ -69,11 +71,15 @@ def evaluate(
     tasks: dict[str, list[bool]] = {}
     for one in found:
         tasks.setdefault(one.task, []).append(bool(one.success))
+    asked = recipe.held_out * len(recipe.tasks)
+    failures = Counter(one.source["ended"] for one in found if not one.success)
+    # Of a start whose first screen broke there is no episode.
+    failures["broken"] += asked - len(found)
     figures: dict[str, Any] = {
         # An episode that broke is one that did not succeed, so that nothing leaves the denominator.
-        "agent_success": sum(bool(one.success) for one in found)
-        / (recipe.held_out * len(recipe.tasks)),
+        "agent_success": sum(bool(one.success) for one in found) / asked,
         "by_task": {task: sum(wins) / recipe.held_out for task, wins in tasks.items()},
+        "failures": {how: n for how, n in failures.most_common() if n},
     }
     if reward:
         measured = reward_metrics.measure(_scored(models, held_out, setting))

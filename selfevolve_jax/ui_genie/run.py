@@ -190,11 +190,14 @@ def _headline(figures: dict[str, Any]) -> dict[str, Any]:
 
 def _told(figures: dict[str, Any]) -> str:
     names = {"agent_success": "agent success", "reward_model_f1": "reward-model F1"}
-    return ", ".join(
+    told = [
         f"{name} {_figure(_headline(figures), key)}"
         for key, name in names.items()
         if key in figures
-    )
+    ]
+    # None of a round that an earlier version of this project tested.
+    ends = ", ".join(f"{n} {how}" for how, n in figures.get("failures", {}).items())
+    return ", ".join(told) + (f"; failures: {ends}" if ends else "")
 
 
 def _figure(told: dict[str, Any], name: str) -> str:

@@ -110,3 +110,4 @@ def test_a_page_that_never_loads_costs_its_episodes_alone(tmp_path, monkeypatch)
     before = json.loads((folder / "round-0" / "evaluation.json").read_text())
     assert set(after["by_task"]) <= set(before["by_task"]) == set(pages.TASKS)
     assert after["by_task"].get(pages.TASKS[0], 0.0) == 0.0
+    assert after["failures"]["broken"] == ONE_ROUND.held_out and "broken" not in before["failures"]

@@ -116,6 +116,20 @@ def test_every_part_is_on_disk(finished):
     assert before[0] == before[1] == before[2]
 
 
+def test_every_failure_is_counted_by_how_it_ended(finished):
+    folder, _ = finished
+    starts = RECIPE.held_out * len(RECIPE.tasks)
+    for place in (folder / "round-0", folder / "arms" / "co_evolution" / "round-2"):
+        figures = json.loads((place / "evaluation.json").read_text())
+        lost = [one for p in (place / "test").iterdir() for one in trajectory.read(p)]
+        lost = [one.source["ended"] for one in lost if not one.success]
+        assert lost and figures["failures"] == {how: lost.count(how) for how in set(lost)}
+        won = round(figures["agent_success"] * starts)
+        assert sum(figures["failures"].values()) == starts - won
+    told = run._told({"agent_success": 0.25, "failures": {"unparsable": 2, "done": 1}})
+    assert told == "agent success 0.250; failures: 2 unparsable, 1 done"
+
+
 def test_the_hold_out_has_a_kind_that_training_never_made(finished):
     folder, _ = finished
     of = {row.source for row in reward_rows.read(folder / "hold_out" / "rows.jsonl")}
