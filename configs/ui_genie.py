@@ -30,21 +30,21 @@ def quickstart() -> UIGenieRecipe:
     selfevolve ui-genie quickstart
     """
 
-    # Of a rate that does not depend on the length, all trainings of the agent share one step.
-    constant = OptimizerConfig(learning_rate=3e-4, warmup_steps=5, weight_decay=0.0)
-    falling = replace(constant, learning_rate=5e-4, schedule="cosine")
+    falling = OptimizerConfig(
+        learning_rate=1e-3, schedule="cosine", warmup_steps=5, weight_decay=0.0
+    )
     return UIGenieRecipe(
         tasks=(*DEMONSTRATED, *NEW_TASKS),
         new_tasks=NEW_TASKS,
         style="short",
         demonstrations=4,
-        starts=4,
+        starts=8,
         held_out=6,
         chunk=96,  # what is held out is tested in one
-        exploration=Exploration(mode="best_of_n", candidates=4, max_steps=6, earlier=0),
+        exploration=Exploration(mode="best_of_n", candidates=4, max_steps=6, named=True, earlier=0),
         max_new_tokens=40,
         rollout=RolloutConfig(slots=512, chunk=40),
-        agent=AgentTraining(batch=32, epochs=5, optimizer=constant),
-        reward=RewardTraining(batch=16, epochs=4, optimizer=falling),
+        agent=AgentTraining(batch=32, steps=48, optimizer=falling),
+        reward=RewardTraining(batch=16, epochs=4, optimizer=replace(falling, learning_rate=5e-4)),
         data=RewardData(continuations=3, failures=12),
     )

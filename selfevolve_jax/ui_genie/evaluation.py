@@ -15,7 +15,14 @@ from selfevolve_jax.ui_genie import reward_data, reward_metrics, reward_rows
 from selfevolve_jax.ui_genie.environment import State
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_data import Judged
-from selfevolve_jax.ui_genie.rounds import Models, Setting, episodes, proposals, scorer
+from selfevolve_jax.ui_genie.rounds import (
+    Models,
+    Setting,
+    episodes,
+    named_rows,
+    proposals,
+    scorer,
+)
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 EVALUATION = "evaluation.json"
@@ -38,7 +45,8 @@ def hold_out(
         steps, _ = reward_data.rule_verified(
             demonstrations, "environment", proposals(models.agent, setting, recipe.seed + 1)
         )
-        reward_rows.write(path, [*rows, *(row for row in steps if row.level == "step")])
+        rows += [row for row in steps if row.level == "step"]
+        reward_rows.write(path, named_rows(rows, setting))
     return reward_rows.read(path)
 
 

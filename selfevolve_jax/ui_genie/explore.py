@@ -13,9 +13,8 @@ going on, as scores are never negative; so the beam goes by the mean per step, a
 holds its place for as long as its mean is among the best. It leaves the search when better ones push
 it out, or the search ends when nothing else is left in the beam. Pushed out or not, every path that
 came to an end is judged by its outcome: the chosen one has the highest score for `terminate(success)`
-on its last screen (in best_of_n the highest reward_data.verdict, which also has in it how many did the
-same), then the highest mean, then comes first. The others are returned too, as the reward
-model learns from them.
+on its last screen, then the highest mean, then comes first. The others are returned too, as the reward
+model learns from them; in best_of_n each with the share of its start's samples that did the same.
 
 What a chunk of starts gives depends on these starts, the seed and the weights alone: a path is known
 to `propose` by a number made of the seed, its start and its place among the candidates, never by its
@@ -38,7 +37,8 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.ui_genie.actions import Action, Failure, as_record, parse, render
 from selfevolve_jax.ui_genie.contract import COMPLETED, View
 from selfevolve_jax.ui_genie.environment import Broken, Observation, State, won
-from selfevolve_jax.ui_genie.reward_data import AGREEMENT, unworded, verdict
+from selfevolve_jax.ui_genie.named import deeds, named
+from selfevolve_jax.ui_genie.reward_data import AGREEMENT, unworded
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory, keep, outcome_at
 
 Mode = Literal["beam", "best_of_n", "sample", "greedy"]
@@ -63,6 +63,8 @@ class Exploration:
     trajectories of each start. greedy: not read.
     keep: width of the beam. max_steps: actions of a trajectory, given ones included.
     temperature: of the agent's samples; greedy goes by 0 (`drawn_at`).
+    named: the words of a step say what it hit, by the screen's list of elements (named.named), not
+      what the agent called it.
     earlier: screenshots before the current one in a view (contract.View).
     """
 
@@ -71,6 +73,7 @@ class Exploration:
     keep: int = 5
     max_steps: int = 10
     temperature: float = 1.0
+    named: bool = False
     earlier: int = 1
 
     def __post_init__(self) -> None:
@@ -182,8 +185,7 @@ def explore(
             break
         texts = _proposed([path for _, path in live], propose, config, depth, seed, counts)
         read = [
-            _read(path, own, beam_search, counts)
-            for (_, path), own in zip(live, texts, strict=True)
+            _read(path, own, config, counts) for (_, path), own in zip(live, texts, strict=True)
         ]
         grown = [going for going, _ in read]
         if beam_search and score:
@@ -251,10 +253,11 @@ def _proposed(
 
 
 def _read(
-    path: _Path, texts: Sequence[str], beam_search: bool, counts: Counter[str]
+    path: _Path, texts: Sequence[str], config: Exploration, counts: Counter[str]
 ) -> tuple[list[_Path], list[_Path]]:
     """The path with each of its candidates, not played yet; and as it ends with texts that are no
     action."""
+    beam_search = config.mode == "beam"
     now, going, unparsable = path.seen[-1], {}, []
     for i, text in enumerate(texts):
         action, place = parse(text, now.frame), (*path.place, i)
@@ -264,6 +267,8 @@ def _read(
             steps = (*path.steps, replace(step, failure=action.kind))
             unparsable.append(replace(path, steps=steps, place=place, ended="unparsable"))
             continue
+        if config.named:
+            action = named(action, now.elements)
         # Samples of whole trajectories stay apart: nothing ranks them.
         same = unworded([action]) if beam_search else i
         if same in going:
@@ -400,8 +405,7 @@ def choose(of_start: Sequence[Trajectory], all_of_them: bool = False) -> list[Tr
 
 
 def _rank(one: Trajectory) -> tuple[bool, float, float]:
-    said = verdict(one.outcome_score or 0.0, one.source.get(AGREEMENT))
-    return one.source["ended"] in _JUDGED, said or 0.0, _mean(one.steps)
+    return one.source["ended"] in _JUDGED, one.outcome_score or 0.0, _mean(one.steps)
 
 
 def _mean(steps: Sequence[Step]) -> float:
@@ -415,8 +419,8 @@ def _agreement(path: _Path, paths: Sequence[_Path], config: Exploration) -> dict
     a start's that did the same, whatever their words, and came to an end by it."""
     if config.mode != "best_of_n":
         return {}
-    done = [unworded(one.state.actions) for one in paths if one.ended in _JUDGED]
-    same = done.count(unworded(path.state.actions)) if path.ended in _JUDGED else 0
+    done = [deeds(one.steps, config.named) for one in paths if one.ended in _JUDGED]
+    same = done.count(deeds(path.steps, config.named)) if path.ended in _JUDGED else 0
     return {AGREEMENT: same / len(paths)}
 
 

@@ -23,10 +23,12 @@ ArmName = Literal["co_evolution", "frozen_reward", "no_reward"]
 @dataclass(frozen=True)
 class AgentTraining:
     """Agent SFT: the paper's settings. batch: views in an optimiser step. epochs: over the successes of
-    a round, those of the rounds before it and, with `replay`, the demonstrations."""
+    a round, those of the rounds before it and, with `replay`, the demonstrations. steps: of every
+    training in place of epochs, so that where the rate falls all of them share one compiled step."""
 
     batch: int = 160
     epochs: float = 1.0
+    steps: int | None = None
     replay: bool = True
     accumulate: int = 1
     train_vision: bool = False
@@ -42,6 +44,8 @@ class AgentTraining:
                 raise UserError(f"agent.{name}={getattr(self, name)} must be at least 1.")
         if not self.epochs > 0:
             raise UserError(f"agent.epochs={self.epochs} must be above 0.")
+        if self.steps is not None and self.steps < 1:
+            raise UserError(f"agent.steps={self.steps} must be at least 1.")
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ The sources are UI-Genie's (arXiv 2505.21496): demonstrations, an agent's own ac
 them, outcomes. Wrong actions that the present model takes for good ones, corruptions and step labels
 by continuation are in hard_negatives.py, corruption.py and shepherd.py.
 
-Whose word an outcome is, is said by an argument and kept in every row: with by="judge" nothing here
-looks at the environment's own verdict (`Trajectory.success`), with by="environment" nothing else
-counts.
+Whose word an outcome is, is said by an argument and kept in every row: with by="judge" or "votes"
+nothing here looks at the environment's own verdict (`Trajectory.success`), with by="environment"
+nothing else counts.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from selfevolve_jax.ui_genie.environment import Element
 from selfevolve_jax.ui_genie.evaluators import Truth, strict
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
-By = Literal["environment", "judge"]  # whose word an outcome is
-Verdict = Literal["environment", "judge", "demonstration", "rule", "construction"]
+By = Literal["environment", "judge", "votes"]  # whose word an outcome is: see `succeeded`
+Verdict = Literal["environment", "judge", "votes", "demonstration", "rule", "construction"]
 Level = Literal["step", "outcome"]
 Source = Literal[
     "demonstration",  # the steps of demonstrations
@@ -45,7 +45,8 @@ Source = Literal[
     "omitted",  # slips.py
     "substituted",
 ]
-AGREEMENT = "agreement"  # in a trajectory's source: see `verdict`
+# In a trajectory's source: the share of its start's samples that did the same.
+AGREEMENT = "agreement"
 _BALANCED = 62  # purpose of draws
 
 
@@ -116,30 +117,28 @@ def view_of(judged: Judged, screenshots_folder: str | os.PathLike[str], images: 
 
 
 def succeeded(of: Trajectory, by: By) -> bool | None:
-    """Whether an episode succeeded, by the environment's word or by the judge's (`verdict` is above
-    0.5); None where they gave none."""
+    """Whether an episode succeeded; None where nobody says so.
+
+    environment: by its own word. judge: the reward model's P(+) for the end is above 0.5. votes: the
+    mean of that and of the share of its start's samples that did the same is; as the judge where none
+    were counted. An agent that errs does so in many ways, so of what it does twice more is right: this
+    is who teaches the reward model, which knows hard pages from easy ones and has to learn right ends
+    from wrong ones of one page (docs/ui_genie.md has the figures).
+    """
     if by == "environment":
         return of.success
-    if by == "judge":
-        said = verdict(of.outcome_score, of.source.get(AGREEMENT))
-        return None if said is None else said > 0.5
-    raise ValueError(f"by is {by!r}, not one of {get_args(By)}")
+    if by not in ("judge", "votes"):
+        raise ValueError(f"by is {by!r}, not one of {get_args(By)}")
+    if of.outcome_score is None:
+        return None
+    agreement = of.source.get(AGREEMENT) if by == "votes" else None
+    said = of.outcome_score if agreement is None else (of.outcome_score + agreement) / 2
+    return said > 0.5
 
 
 def unworded(actions: Iterable[Action]) -> tuple[Action, ...]:
     """What was done, whatever words were said of it."""
     return tuple(dataclasses.replace(action, action_desc="") for action in actions)
-
-
-def verdict(outcome: float | None, agreement: float | None) -> float | None:
-    """What the judge thinks of an episode: the reward model's P(+) for its end, or where its start was
-    played several times by itself (best_of_n), the mean of that and of the share of them that did the
-    same. Agents that err do so in many ways, so of what an agent does twice more is right; a reward
-    model of few rows knows hard pages from easy ones, and hardly a right end from a wrong one of one
-    page (docs/ui_genie.md has the figures)."""
-    if outcome is None or agreement is None:
-        return outcome
-    return (outcome + agreement) / 2
 
 
 def demonstration_rows(demonstrations: Sequence[Trajectory]) -> list[Judged]:

@@ -43,6 +43,7 @@ from selfevolve_jax.ui_genie.contract import COMPLETED
 from selfevolve_jax.ui_genie.environment import State
 from selfevolve_jax.ui_genie.explore import Exploration, Propose, Score, Screens, choose, explore
 from selfevolve_jax.ui_genie.hard_negatives import hard_negatives
+from selfevolve_jax.ui_genie.named import deeds, named, settled
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
 from selfevolve_jax.ui_genie.reward_data import By, Judged
 from selfevolve_jax.ui_genie.training import check_batch, plan, train_policy
@@ -140,15 +141,16 @@ def starts_of(
     recipe: UIGenieRecipe, number: int, failed: Sequence[Trajectory], lengths: dict[str, int]
 ) -> list[State]:
     """The instructions of a round. Of MiniWoB++ an instruction is a task and a page's seed. Rounds 1
-    and 2: fresh seeds of every task. From round 3 on, as in the paper, what failed before and the long
-    ones: as many starts, half of them failures, the others fresh seeds of the half of the tasks that
-    take the most steps."""
+    and 2: fresh seeds of every task, or where some were not demonstrated, of every one of those. From
+    round 3 on, as in the paper, what failed before and the long ones: as many starts, half of them
+    failures, the others fresh seeds of the half of the tasks that take the most steps."""
+    tasks = recipe.new_tasks or recipe.tasks
     seeds = page_seeds(1 + number, recipe.seed, 2 * recipe.starts)
     if number < 3:
-        return [State(task, seed) for task in recipe.tasks for seed in seeds[: recipe.starts]]
-    total = recipe.starts * len(recipe.tasks)
+        return [State(task, seed) for task in tasks for seed in seeds[: recipe.starts]]
+    total = recipe.starts * len(tasks)
     again = list(dict.fromkeys(State(one.task, one.seed) for one in failed))[-(total // 2) :]
-    longest = sorted(recipe.tasks, key=lambda task: -lengths[task])[: -(-len(recipe.tasks) // 2)]
+    longest = sorted(tasks, key=lambda task: -lengths[task])[: -(-len(tasks) // 2)]
     fresh = [State(task, seed) for seed in seeds for task in longest]
     return again + fresh[: total - len(again)]
 
@@ -213,8 +215,10 @@ def learn_agent(
     """Agent SFT on every step of these trajectories."""
     config, style = setting.recipe.agent, setting.recipe.style
     check_batch("agent.", config.batch, config.accumulate, setting.mesh)
+    if setting.recipe.exploration.named:
+        learnt = [replace(one, steps=settled(one.steps)) for one in learnt]
     examples = agent.examples(learnt, setting.screenshots)
-    steps = agent.sft_steps(len(examples), config.batch, config.epochs)
+    steps = config.steps or agent.sft_steps(len(examples), config.batch, config.epochs)
 
     def batches(done: int):
         return agent.sft_batches(
@@ -266,9 +270,9 @@ def reward_rows_of(
     """What a round adds to the reward model's rows, and what was counted on the way. found: the round's
     episodes; None before the first round, when there are demonstrations alone.
 
-    Labels are the reward model's own word on outcomes, and what follows from it; the environment's
-    verdict is not read. The ends of real failures are left out, so that a hold-out of them is of a
-    kind that training never had.
+    Labels are the reward model's own word on outcomes beside what the samples of a start agree on, and
+    what follows from that; the environment's verdict is not read. The ends of real failures are left
+    out, so that a hold-out of them is of a kind that training never had.
     """
     data = setting.recipe.data
     counts: dict[str, Any] = {}
@@ -277,8 +281,9 @@ def reward_rows_of(
         whole: Sequence[Trajectory] = demonstrations
         rows = reward_data.demonstration_rows(demonstrations)
     else:
-        by = "judge"
-        whole = _unlike(one for one in found if reward_data.succeeded(one, by))
+        by = "votes"
+        won = (one for one in found if reward_data.succeeded(one, by))
+        whole = _unlike(won, setting.recipe.exploration.named)
         some = [one for one in found if reward_data.succeeded(one, by) is False][: data.failures]
         labelled = shepherd.label_steps(
             [*whole, *some], by, _continue_from(models, setting), seed, data.continuations
@@ -307,12 +312,18 @@ def reward_rows_of(
     return [*rows, *ruled, *mined, *ends, *corruption.corruption_rows(made.trajectories)], counts
 
 
-def _unlike(found: Iterable[Trajectory]) -> list[Trajectory]:
+def named_rows(rows: Sequence[Judged], setting: Setting) -> list[Judged]:
+    """The rows, their candidates worded as an episode's steps are."""
+    if not setting.recipe.exploration.named:
+        return [*rows]
+    return [replace(row, action=named(row.action, row.view.elements)) for row in rows]
+
+
+def _unlike(found: Iterable[Trajectory], by_name: bool) -> list[Trajectory]:
     """Of episodes of one start that did the same, the first: samples that agree say nothing twice."""
     unlike: dict[Any, Trajectory] = {}
     for one in found:
-        did = reward_data.unworded(step.action for step in one.steps if step.action)
-        unlike.setdefault((one.task, one.seed, did), one)
+        unlike.setdefault((one.task, one.seed, deeds(one.steps, by_name)), one)
     return list(unlike.values())
 
 
@@ -455,6 +466,7 @@ def kept_rows(
     path = folder / "reward_rows.jsonl"
     if not path.exists():
         rows, counts = reward_rows_of(found, demonstrations, models, setting, seed, folder)
+        rows = named_rows(rows, setting)
         parts = [asdict(part) for part in reward_rows.composition(rows)]
         told = {"composition": parts, "counts": counts}
         with run_dir.disk_errors(folder):

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import string
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, get_args
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
 from models.config import ModelConfig, VisionConfig
+from models.decoder import Params
 from selfevolve_jax import made_base, sft
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.errors import UserError
@@ -65,6 +68,8 @@ _PIECES = (
 # What contract's short style sets between words.
 _MARKS = tuple(f" {mark}" for mark in "|:>?*+-")
 
+# How much of an embedding all of its kind share: the cosine of two is this squared.
+_WORDS_ALIKE, _PLACES_ALIKE = 0.4, 0.7
 _ROWS = 701  # purpose of random draws
 # A screenshot of 160 x 210 is resized to 140 x 168: 5 x 6 = 30 tokens, in one window.
 IMAGES = ImageConfig(min_pixels=140 * 168, max_pixels=140 * 196)
@@ -88,7 +93,7 @@ def tokenizer() -> Any:
     pieces = [f"{_glued(piece)}{after}" for piece in _PIECES for after in (_GLUE, "")]
     known = [*_SPECIAL, *_CHARACTERS, _GLUE, *pieces, *_MARKS]
     known += [f" {n}" for n in range(_NUMBERS)] + [f" {word}" for word in words()]
-    known += [_glued(f"{contract.PLACE}{x},{y}") for x in _COLUMNS for y in _LINES]
+    known += _places()
     vocab = {token: i for i, token in enumerate(dict.fromkeys(known))}
     # Without merges this "BPE" is: the whole where the vocabulary has it, else its characters.
     whole = Tokenizer(models.BPE(vocab, [], unk_token=UNKNOWN, ignore_merges=True))
@@ -215,8 +220,28 @@ def get_base(
         say,
         f"{config.steps} steps of {config.batch} of {len(learnt)} views from "
         f"{len(demonstrations)} demonstrations and of made-up screens",
-        partial(with_lookup, cfg=config.model, seed=seed),
+        partial(_begun, config.model, task.tokenizer, seed),
     )
+
+
+def _begun(model: ModelConfig, encoder: Any, seed: int, params: Params) -> Params:
+    """Where the base begins: with heads that look words up (`lookup`), and with tokens of a kind alike.
+    What may follow a place in a call is the same for all 540 of them, and most are seen in few calls.
+    Where nothing says that they are of a kind, a model goes on as the list of elements did there, and
+    what it writes is no call (docs/ui_genie.md has the figures)."""
+    params = with_lookup(params, model, seed)
+    table = np.array(params.embed)
+    written = [f" {word}" for word in (*words(), *range(_NUMBERS))]
+    for kind, alike in ((written, _WORDS_ALIKE), (_places(), _PLACES_ALIKE)):
+        rows = sorted({*encoder.convert_tokens_to_ids(kind)})
+        shared = table[rows].mean(axis=0)
+        shared *= np.linalg.norm(table[rows], axis=1).mean() / np.linalg.norm(shared)
+        table[rows] = alike * shared + math.sqrt(1 - alike**2) * table[rows]
+    return replace(params, embed=jax.device_put(table, params.embed.sharding))
+
+
+def _places() -> list[str]:
+    return [_glued(f"{contract.PLACE}{x},{y}") for x in _COLUMNS for y in _LINES]
 
 
 def content_hash(config: BaseConfig, demonstrations: Sequence[Trajectory], seed: int) -> str:

@@ -3,6 +3,7 @@ what each mode does can be written out by hand."""
 
 import hashlib
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -314,21 +315,24 @@ def test_best_of_n_is_chosen_by_outcome_in_one_call():
 
 def test_best_of_n_counts_how_many_did_the_same():
     """Four samples: two that press a in different words, one that presses b, one that is no call. The
-    reward model likes b's end more, and the two together outweigh it."""
+    reward model likes b's end more and so chooses it; by the votes, who teach it, it is wrong."""
     twice = [render(press("a")), render(press("a", "in other words"))]
     texts = [*twice, render(press("b")), "no call"]
     judge = Judge({}, {"a": 0.6, "b": 0.7})
     found = run(Exploration("best_of_n", 4, 1, 1), agent=Agent({"": texts}), judge=judge)
-    assert words(found.trajectories) == ["a", "a", "b", ""]
-    assert [one.source["agreement"] for one in found.trajectories] == [0.5, 0.5, 0.25, 0.0]
-    assert [reward_data.succeeded(one, "judge") for one in found.trajectories] == [
+    assert words(found.trajectories) == ["b", "a", "a", ""]
+    assert [one.source["agreement"] for one in found.trajectories] == [0.25, 0.5, 0.5, 0.0]
+    by_judge = [reward_data.succeeded(one, "judge") for one in found.trajectories]
+    assert by_judge == [True, True, True, None]
+    assert [reward_data.succeeded(one, "votes") for one in found.trajectories] == [
+        False,  # (.7 + .25) / 2
         True,  # (.6 + .5) / 2
         True,
-        False,  # (.7 + .25) / 2
         None,
     ]
     beam = run(Exploration("beam", 4, 2, 1), agent=Agent({"": texts}), judge=judge)
     assert all("agreement" not in one.source for one in beam.trajectories)
+    assert [reward_data.succeeded(one, "votes") for one in beam.chosen] == [True]  # .7, by itself
 
 
 def test_many_tasks_share_every_call():
@@ -448,3 +452,35 @@ def test_mistakes_are_refused_by_name():
         with pytest.raises(UserError, match=said):
             Exploration(**options)
     assert Exploration("greedy", temperature=0.7).drawn_at == 0 and Exploration().drawn_at == 1
+
+
+class Buttons(World):
+    """The letters are things on the screen: a and b are one button, c another, the rest are none."""
+
+    def see(self, state):
+        shown = (Element("button", "AB", (0, 0, 2, 1)), Element("button", "C", (2, 0, 3, 1)))
+        return replace(super().see(state), elements=shown)
+
+
+def test_steps_say_what_they_hit_and_samples_that_hit_the_same_agree():
+    texts = [render(press(x, "click C")) for x in "abcd"]
+    agent, judge = Agent({"": texts}), Judge({}, {"a": 0.6})
+    config = Exploration("best_of_n", 4, max_steps=2, named=True)
+    found = run(config, Buttons(ends="d"), agent, judge)
+    agent_saw = [view.history for view in agent.views if word_of(view) in ("a", "b", "c")]
+    assert agent_saw == [("click AB",), ("click AB",), ("click C",)]
+    first = {one.source["ended"]: one.steps[0] for one in found.trajectories}
+    assert first["done"].action == press("d", "click nothing")
+    assert first["done"].text == render(press("d", "click C"))  # what was written stays
+    # a, b and c go on with a, as all do where nothing else is said: "aa", "ba", "ca", "d"
+    agreed = {
+        word: one.source["agreement"]
+        for word, one in zip(words(found.trajectories), found.trajectories, strict=True)
+    }
+    assert agreed == {"aa": 0.5, "ba": 0.5, "ca": 0.25, "d": 0.25}
+    judged = {view.history for view, _ in judge.asked}
+    assert ("click AB", "click AB") in judged and ("click nothing",) in judged
+    # the agent's own words, and pixels, where it is not asked for
+    plain = run(replace(config, named=False), Buttons(ends="d"), Agent({"": texts}), Judge())
+    assert {one.steps[0].action.action_desc for one in plain.trajectories} == {"click C"}
+    assert {one.source["agreement"] for one in plain.trajectories} == {0.25}

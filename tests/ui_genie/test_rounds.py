@@ -25,10 +25,12 @@ from selfevolve_jax.ui_genie import (
     tiny,
     trajectory,
 )
+from selfevolve_jax.ui_genie.actions import parse
 from selfevolve_jax.ui_genie.environment import State
 from selfevolve_jax.ui_genie.explore import Exploration, choose
 from selfevolve_jax.ui_genie.miniwob import FRAME
 from selfevolve_jax.ui_genie.recipe import AgentTraining, RewardData, UIGenieRecipe, page_seeds
+from selfevolve_jax.ui_genie.reward_data import element_at
 from selfevolve_jax.ui_genie.reward_model import RewardTraining
 from selfevolve_jax.ui_genie.training import TRAINED, plan, train_policy
 from tests.ui_genie import pages
@@ -42,10 +44,10 @@ RECIPE = UIGenieRecipe(
     # Enough to write calls, and to be right at times.
     policy=tiny.BaseConfig(
         model=MODEL,
-        steps=150,
+        steps=200,
         batch=8,
         row_tokens=128,
-        optimizer=replace(FAST, learning_rate=1e-2, warmup_steps=10),
+        optimizer=replace(FAST, learning_rate=1e-2, schedule="cosine", warmup_steps=10),
     ),
     style="short",
     demonstrations=2,
@@ -53,7 +55,7 @@ RECIPE = UIGenieRecipe(
     held_out=2,
     rounds=2,
     chunk=2,
-    exploration=Exploration(candidates=2, keep=2, max_steps=3, earlier=0),
+    exploration=Exploration(candidates=2, keep=2, max_steps=3, named=True, earlier=0),
     max_new_tokens=16,
     rollout=RolloutConfig(slots=16, chunk=16),
     agent=AgentTraining(batch=4, optimizer=FAST),
@@ -242,7 +244,7 @@ def test_more_rounds_go_on_from_those_that_are_done(finished, tmp_path):
 
 
 def test_of_a_new_task_nothing_is_known_before_the_rounds(tmp_path):
-    """Both models begin without it; it is explored, judged and tested like the other."""
+    """Both models begin without it; the rounds explore it alone, and both are tested on the two."""
     shown, new = pages.TASKS
     ran(tmp_path, pages.Pages(), replace(RECIPE, new_tasks=(new,), rounds=1, arms=ARMS[:1]))
     played = trajectory.read(tmp_path / "demonstrations" / "train")
@@ -254,7 +256,7 @@ def test_of_a_new_task_nothing_is_known_before_the_rounds(tmp_path):
     assert tasks_of(tmp_path / "round-0" / "reward_rows.jsonl") == {shown}
     assert tasks_of(tmp_path / "hold_out" / "rows.jsonl") == {shown, new}
     place = tmp_path / "arms" / "co_evolution" / "round-1"
-    assert {one.task for one in explored(place)} == {shown, new}
+    assert {one.task for one in explored(place)} == {new}
     assert set(json.loads((place / "evaluation.json").read_text())["by_task"]) == {shown, new}
 
 
@@ -280,6 +282,39 @@ def test_the_instructions_of_a_round():
     assert rounds.starts_of(RECIPE, 3, [], lengths) == long
 
 
+def test_a_training_of_so_many_steps_is_no_longer_however_much_there_is(finished, tmp_path, mesh1):
+    folder, _ = finished
+    shown = trajectory.read(folder / "demonstrations" / "train")
+    policy = checkpoint.load_policy(folder / "arms" / "no_reward" / "round-1" / "agent", mesh1)
+    for steps, many in ((None, 1), (3, 1), (3, 8)):
+        recipe = replace(RECIPE, agent=replace(RECIPE.agent, steps=steps))
+        setting = rounds.Setting(recipe, mesh1, pages.Pages(), epath.Path(folder), print)
+        place = tmp_path / f"{steps}-{many}"
+        rounds.learn_agent(policy, shown * many, setting, 0, place)
+        found = json.loads((place / TRAINED).read_text())["steps"]
+        views = sum(len(one.steps) for one in shown)
+        assert found == (steps or -(-views // RECIPE.agent.batch))
+
+
+def test_words_are_of_what_was_hit_in_every_part_of_a_round(finished):
+    """Episodes, the reward model's rows, the hold-out: click NAME or nothing, whatever was written."""
+    folder, _ = finished
+    said: dict[str, set[str]] = {"rows": set(), "steps": set()}
+    for path in folder.rglob("*rows.jsonl"):
+        rows = reward_rows.read(path)
+        said["rows"] |= {row.action.action_desc for row in rows if row.action.action == "click"}
+    for arm in ARMS:
+        for one in explored(folder / "arms" / arm / "round-1"):
+            for step in one.steps:
+                if step.action and step.action.action == "click":
+                    own = parse(step.text, one.frame)
+                    said["steps"].add(step.action.action_desc)
+                    assert own.coordinate == step.action.coordinate  # what was done stays
+    names = {"ONE", "TWO", "nothing"}
+    for part in ("rows", "steps"):
+        assert said[part] and {words.partition(" ")[2] for words in said[part]} <= names
+
+
 def test_seeds_of_two_purposes_are_apart():
     taken = [set(page_seeds(p, s, 9_999)) for s in (0, 1) for p in (0, 1, 2, 99)]
     assert sum(map(len, taken)) == len(set.union(*taken))
@@ -297,6 +332,8 @@ def test_what_cannot_be_run_is_refused():
     ):
         with pytest.raises(UserError, match=match):
             replace(RECIPE, **change)
+    with pytest.raises(UserError, match=r"agent\.steps=0 must be at least 1"):
+        replace(RECIPE.agent, steps=0)
     with pytest.raises(UserError, match="one process"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(run.jax, "process_count", lambda: 2)
         run.run(RECIPE, "nowhere")
@@ -306,7 +343,10 @@ def test_episodes_that_did_the_same_are_learnt_from_once():
     told = [click("Click OK"), click("Press that")]
     alike = [episode(f"e{i}", "ab", [told[i % 2]], seed=i // 2) for i in range(4)]
     other = episode("other", "ab", [click("Click OK", (31, 60))], seed=0)
-    assert rounds._unlike([*alike, other]) == [alike[0], alike[2], other]
+    assert rounds._unlike([*alike, other], False) == [alike[0], alike[2], other]
+    # where things have names, another pixel of the same thing is the same
+    assert element_at(other.steps[0].elements, (31, 60)) is not None
+    assert rounds._unlike([*alike, other], True) == [alike[0], alike[2]]
 
 
 def test_a_class_that_is_empty_is_told_by_name():

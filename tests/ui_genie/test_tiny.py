@@ -3,6 +3,7 @@ an action in few tokens; its base policy is named by what it was made from."""
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from models import decoder
 from models.params import count
 from selfevolve_jax.errors import UserError
+from selfevolve_jax.lookup import with_lookup
+from selfevolve_jax.state import init_params
 from selfevolve_jax.ui_genie import agent, contract, exercises, tiny, trajectory
 from selfevolve_jax.ui_genie.actions import Action, Frame, parse
 from selfevolve_jax.ui_genie.contract import View
@@ -196,6 +199,30 @@ def test_the_base_model_is_tiny():
 
 
 # ---- the base policy
+
+
+def test_tokens_of_a_kind_begin_alike_and_as_long_as_they_were(mesh1):
+    """The cosine of two places is .7² on average, of two words or numbers .4², of others none."""
+    model = tiny.BaseConfig().model
+    plain = init_params(model, jax.random.key(0), mesh1)
+    begun = tiny._begun(model, TEXT, 0, plain)
+
+    def cosines(params, kind):
+        rows = np.asarray(params.embed)[TEXT.convert_tokens_to_ids(kind)]
+        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        return (unit @ unit.T)[~np.eye(len(unit), dtype=bool)].mean()
+
+    places = [tiny._glued(f'","coordinate":[{x},{y}') for x in (0, 8, 152) for y in (0, 96, 208)]
+    words = [" Click", " the", " Zoe", " 7", " 255", " submit", " magenta", " lorem"]
+    marks = [" |", " :", '"', "#", "a", "Q", "<pad>"]
+    for kind, before, after in ((places, 0, 0.49), (words, 0, 0.16), (marks, 0, 0)):
+        assert cosines(plain, kind) == pytest.approx(before, abs=0.08)
+        assert cosines(begun, kind) == pytest.approx(after, abs=0.08)
+    lengths = [np.linalg.norm(params.embed, axis=1).mean() for params in (plain, begun)]
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.02)
+    looked_up = with_lookup(plain, model, 0)
+    np.testing.assert_array_equal(begun.layers.q, looked_up.layers.q)
+
 
 SHOTS = {keep(png): png for png in (seeing.png(160, 210, s) for s in range(3))}
 NAMES = list(SHOTS)
