@@ -27,7 +27,7 @@ QWEN_BOX_SCALE = 1.2  # about the box's centre
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom; edges belong to it
 Key = tuple[int | str, int]  # episode id, step index in the episode
-_POINTED = ("click", "long_press")  # the actions whose place is compared
+POINTED = ("click", "long_press")  # the actions whose place is compared
 _COMPARED = {"coordinate", "direction", "text", "button", "status"}
 
 
@@ -213,7 +213,7 @@ def _tally(scored: Sequence[_Scored]) -> dict[str, Any]:
         for _, prediction, _, s in scored
         if s.grounding is not None
         and isinstance(prediction, Action)
-        and prediction.action in _POINTED
+        and prediction.action in POINTED
     ]
     return {
         "rows": len(scored),
@@ -243,7 +243,7 @@ def _by_key(pairs: Iterable[tuple[Key, Any]], what: str) -> dict[Key, Any]:
 
 def _grounded(truth: Truth) -> bool:
     """Whether a profile compares this step's place: a swipe may have a point, which none compares."""
-    return truth.action.action in _POINTED
+    return truth.action.action in POINTED
 
 
 _Point = Callable[[tuple[int, int], Truth], bool]

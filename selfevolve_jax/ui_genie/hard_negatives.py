@@ -16,7 +16,16 @@ import numpy as np
 from selfevolve_jax.ui_genie import actions
 from selfevolve_jax.ui_genie.actions import Action
 from selfevolve_jax.ui_genie.environment import GRID, Element
-from selfevolve_jax.ui_genie.reward_data import By, Judged, element_at, folded, inside, row
+from selfevolve_jax.ui_genie.evaluators import POINTED
+from selfevolve_jax.ui_genie.reward_data import (
+    By,
+    Judged,
+    element_at,
+    folded,
+    inside,
+    name_of,
+    row,
+)
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 MINED_ABOVE = 0.5  # P(positive): there the present model says "good"
@@ -52,7 +61,7 @@ def hard_negatives(
         for i, step in enumerate(of.steps):
             rng = np.random.default_rng([seed, _PURPOSE, n, i])
             made: list[Action] = []
-            if step.action is not None and step.action.action in ("click", "long_press"):
+            if step.action is not None and step.action.action in POINTED:
                 made = _misplaced(of, i, step.action, per_step, rng)
             elif step.action is not None and step.action.action == "type":
                 made = _mistyped(of, i, step.action, typed, per_step, rng)
@@ -161,7 +170,7 @@ def _mistyped(
 def _renamed(truth: Action, target: Element, other: Element) -> str:
     """The true action's words with what the other element shows in place of the target's; what shows
     nothing is called by its kind."""
-    name, instead = (element.text or element.kind for element in (target, other))
+    name, instead = (name_of(element) for element in (target, other))
     if name in truth.action_desc:
         return _with(truth.action_desc, name, instead)
     verb = truth.action.replace("_", " ")

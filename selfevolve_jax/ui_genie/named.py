@@ -15,10 +15,10 @@ from dataclasses import replace
 
 from selfevolve_jax.ui_genie.actions import Action
 from selfevolve_jax.ui_genie.environment import Element
-from selfevolve_jax.ui_genie.reward_data import element_at, unworded
+from selfevolve_jax.ui_genie.evaluators import POINTED
+from selfevolve_jax.ui_genie.reward_data import element_at, name_of, unworded
 from selfevolve_jax.ui_genie.trajectory import Step
 
-_PRESSES = ("click", "long_press")
 NOTHING = "nothing"  # what is hit where no element lies
 
 
@@ -26,9 +26,9 @@ def named(action: Action, elements: Sequence[Element]) -> Action:
     """The action, its words `VERB NAME`: of a press what is hit (the smallest element under it, by what
     it shows or else by its kind), of typing what is typed. Words that are so already stay, whatever
     their verb, and so do those of other actions."""
-    if action.action in _PRESSES:
+    if action.action in POINTED:
         hit = element_at(elements, action.coordinate)
-        name = (hit.text or hit.kind) if hit else NOTHING
+        name = name_of(hit) if hit else NOTHING
     elif action.action == "type":
         name = action.text or ""
     else:
@@ -45,7 +45,7 @@ def settled(steps: Sequence[Step]) -> tuple[Step, ...]:
     found = []
     for step in steps:
         action = step.action
-        if action is not None and action.action in _PRESSES:
+        if action is not None and action.action in POINTED:
             hit = element_at(step.elements, action.coordinate)
             if hit is None:
                 continue

@@ -26,7 +26,7 @@ from selfevolve_jax.ui_genie import actions, trajectory
 from selfevolve_jax.ui_genie.actions import Action, Failure, Frame
 from selfevolve_jax.ui_genie.contract import COMPLETED, View
 from selfevolve_jax.ui_genie.environment import Element
-from selfevolve_jax.ui_genie.evaluators import Truth, strict
+from selfevolve_jax.ui_genie.evaluators import POINTED, Truth, strict
 from selfevolve_jax.ui_genie.trajectory import Trajectory
 
 By = Literal["environment", "judge", "votes"]  # whose word an outcome is: see `succeeded`
@@ -230,7 +230,7 @@ def same_action(
     element under it holds the whole target (a label's button, say), which may do the same.
     """
     box = None
-    if truth.action in ("click", "long_press") and proposed.action == truth.action:
+    if truth.action in POINTED and proposed.action == truth.action:
         target = element_at(elements, truth.coordinate)
         if target is None:
             return None
@@ -275,6 +275,11 @@ def element_at(elements: Iterable[Element], point: tuple[int, int] | None) -> El
     """The smallest element under a point (the first of equals), None where there is none."""
     under = [element for element in elements if inside(point, element)]
     return min(under, key=lambda e: _area(e.box), default=None)
+
+
+def name_of(element: Element) -> str:
+    """What an element is called: by what it shows, or by its kind where it shows nothing."""
+    return element.text or element.kind
 
 
 def _typed(text: str | None) -> str:

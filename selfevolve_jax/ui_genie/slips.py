@@ -25,6 +25,7 @@ import numpy as np
 
 from selfevolve_jax.ui_genie.actions import Action, render
 from selfevolve_jax.ui_genie.environment import Broken, State
+from selfevolve_jax.ui_genie.evaluators import POINTED
 from selfevolve_jax.ui_genie.explore import Screens
 from selfevolve_jax.ui_genie.hard_negatives import on_others
 from selfevolve_jax.ui_genie.reward_data import By, claims_completion, succeeded
@@ -108,7 +109,7 @@ def _slips(
         before, after = acts[:i], acts[i + 1 :]
         if before or after:
             yield "omitted", str(i), (*before, *after)
-        if truth.action not in ("click", "long_press"):
+        if truth.action not in POINTED:
             continue
         rng = np.random.default_rng([seed, _PURPOSE, of.seed, i])
         for n, wrong in enumerate(on_others(of, i, truth, per_step, rng)):
