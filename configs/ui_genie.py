@@ -44,7 +44,7 @@ def quickstart() -> UIGenieRecipe:
         exploration=Exploration(mode="best_of_n", candidates=4, max_steps=6, named=True, earlier=0),
         max_new_tokens=40,
         rollout=RolloutConfig(slots=512, chunk=40),
-        agent=AgentTraining(batch=32, steps=48, optimizer=falling),
-        reward=RewardTraining(batch=16, epochs=4, optimizer=replace(falling, learning_rate=5e-4)),
+        agent=AgentTraining(batch=32, steps=48, from_first=True, optimizer=falling),
+        reward=RewardTraining(batch=16, steps=48, optimizer=replace(falling, learning_rate=5e-4)),
         data=RewardData(continuations=3, failures=12),
     )

@@ -144,6 +144,7 @@ def _train(
             size=options.batch,
             steps=steps,
             seed=options.seed,
+            pieces=sharding.batch_ways(mesh) * options.accumulate,
             start=done,
         )
 

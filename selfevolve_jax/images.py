@@ -216,12 +216,14 @@ def layout(
     pictures_per_row: Sequence[Sequence[Picture]],
     tokens_per_row: Sequence[Sequence[int]],
     vision: VisionConfig,
+    least: int = 1,
 ) -> tuple[Pixels, list[np.ndarray]]:
     """The images of R rows as `Pixels` of numpy arrays, and for each row an int32 array [L] with
     the place on the U axis of `vision.encode`'s output of every image token, −1 for text.
 
     U is in window order with every window padded to its full size, which the index undoes. Rows are
-    padded to one number of windows from a few buckets; a row without images is all padding.
+    padded to one number of windows from a few buckets, at least so many; a row without images is all
+    padding.
     UserError if a row's image tokens are not those of its images.
     """
     unit, size = vision.merge**2, vision.window_units
@@ -230,7 +232,7 @@ def layout(
         for r, (pictures, tokens) in enumerate(zip(pictures_per_row, tokens_per_row, strict=True))
     ]
     windows = [sum(_windows(p.grid, vision) for p in pictures) for pictures in pictures_per_row]
-    R, P = len(windows), patch_places(max(windows, default=0), vision)
+    R, P = len(windows), patch_places(max(windows, default=0), vision, least)
     patches = np.zeros((R, P, vision.patch_dim), np.float32)
     coords = np.zeros((R, P, 2), np.int32)
     image_ids = np.full((R, P), -1, np.int32)
@@ -248,9 +250,9 @@ def layout(
     return Pixels(patches, coords, image_ids), index
 
 
-def patch_places(windows: int, vision: VisionConfig) -> int:
+def patch_places(windows: int, vision: VisionConfig, least: int = 1) -> int:
     """Places for patches, P, of a row whose images have so many windows."""
-    return bucket(windows, 1) * vision.window_units * vision.merge**2
+    return bucket(windows, least) * vision.window_units * vision.merge**2
 
 
 def largest_picture(images: ImageConfig, vision: VisionConfig) -> tuple[int, int]:

@@ -13,15 +13,19 @@ import optax
 
 from models.config import ModelConfig, VisionConfig
 from models.shared import Constrain
-from selfevolve_jax.grpo.batch import Batch
+from selfevolve_jax.grpo.batch import Batch, first_fit
 from selfevolve_jax.grpo.logprobs import token_logprobs
 from selfevolve_jax.grpo.losses import token_weights
 from selfevolve_jax.grpo.update import apply_gradient, summed_gradient
 from selfevolve_jax.images import Picture, layout, prompt_positions
+from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.state import TrainState
 from selfevolve_jax.trainable import Mask
 
 Pair = tuple[Sequence[int], Sequence[int]]  # tokens of a text and of the response to it
+# Tokens of a packed row, where none is longer, and how many may share one: the pictures of each take as
+# much room as those of the row that has most.
+_PACKED, _SHARED = 256, 4
 
 
 def row_length(prompt: Sequence[int], pairs: Iterable[Pair]) -> int:
@@ -45,51 +49,115 @@ def supervised_batch(
     length: int,
     pictures: Sequence[Sequence[Picture]] | None = None,
     vision: VisionConfig | None = None,
+    pack: int | None = None,
 ) -> Batch:
     """[B, length] tokens of B rows, each (prompt, its (text, response) pairs). The pairs share the
     prompt, and do not see each other: the text goes on from the prompt, the response from the text. The
-    loss is on the responses.
+    loss is on the responses, and where these are at most half of a row no other tokens are scored.
 
     pictures: what each prompt shows, none or several, for a model with this `vision`; the batch then
-    has their pixels, and the vision tower learns too. UserError for a prompt whose image tokens are
-    not those of its pictures. ValueError for a row that is longer than `length`."""
-    B, first = len(rows), 0
+    has their pixels, and the vision tower learns too. pack: up to four of the given rows share one
+    where they fit, which changes no number but by rounding, and B is a multiple of this. UserError for
+    a prompt whose image tokens are not those of its pictures. ValueError for a row that is longer than
+    `length`."""
+    totals = [row_length(*row) for row in rows]
+    if max(totals, default=0) > length:
+        raise ValueError(f"a row has {max(totals)} tokens, and the batch rows of {length}")
+    places, B = [(b, 0) for b in range(len(rows))], len(rows)
+    if pack is not None:
+        places = first_fit(totals, length, _SHARED)
+        B = -(-(max(row for row, _ in places) + 1) // pack) * pack
     tokens, branch = np.zeros((2, B, length), np.int32)
     positions = np.zeros((B, length) if pictures is None else (B, length, 3), np.int32)
     segment, sequence = np.full((2, B, length), -1, np.int32)
     source = np.tile(np.maximum(np.arange(length, dtype=np.int32) - 1, 0), (B, 1))
-    pixels = index = None
-    if pictures is not None:
-        assert vision is not None
-        pixels, places = layout(pictures, [prompt for prompt, _ in rows], vision)
-        index = np.full((B, length), -1, np.int32)
-        for b, place in enumerate(places):
-            index[b, : len(place)] = place
-    for b, (prompt, pairs) in enumerate(rows):
-        n = after = len(prompt)
-        tokens[b, :n] = prompt
-        positions[b, :n].T[...] = np.arange(n)
+    first = 0
+    for n, (prompt, pairs) in enumerate(rows):
+        b, start = places[n]
+        at, after = start + len(prompt), len(prompt)
+        tokens[b, start:at] = prompt
+        positions[b, start:at].T[...] = np.arange(after)
         if pictures is not None and vision is not None:
-            grids = [picture.grid for picture in pictures[b]]
-            positions[b, :n], shift = prompt_positions(prompt, grids, vision)
+            grids = [picture.grid for picture in pictures[n]]
+            positions[b, start:at], shift = prompt_positions(prompt, grids, vision)
             after += shift
-        at = n
+        last = at - 1
         for k, (text, response) in enumerate(pairs):
             answer, end = at + len(text), at + len(text) + len(response)
             tokens[b, at:end] = [*text, *response]
             positions[b, at:end].T[...] = after + np.arange(end - at)
             branch[b, at:end] = k + 1
-            source[b, at] = n - 1
+            source[b, at] = last
             sequence[b, answer:end] = first + k
             at = end
-        segment[b, :at] = b
+        segment[b, start:at] = n
         first += len(pairs)
+    pixels = index = None
+    if pictures is not None:
+        assert vision is not None
+        most = 1 if pack is None else _SHARED
+        pixels, index = _shown(rows, places, B, length, pictures, vision, most)
     return Batch(
         *(tokens, positions, segment, branch, sequence, source),
         rollout_logprobs_BxT=np.zeros(tokens.shape, np.float32),
         image_index_BxT=index,
         pixels=pixels,
+        scored_BxR=_scored(sequence),
     )
+
+
+def packed_batch(
+    rows: Sequence[tuple[Sequence[int], Sequence[Pair]]],
+    size: int,
+    pieces: int,
+    pictures: Sequence[Sequence[Picture]] | None = None,
+    vision: VisionConfig | None = None,
+) -> Batch:
+    """`supervised_batch` of up to `size` rows, packed, in one of few shapes, so that a training seldom
+    compiles twice. B is a multiple of `pieces`, over which it has to divide."""
+    least = min(max(size // 8, 4), size)
+    length = max(_PACKED, bucket(max(row_length(*row) for row in rows)))
+    return supervised_batch(rows, length, pictures, vision, -(-least // pieces) * pieces)
+
+
+def _shown(
+    rows: Sequence[tuple[Sequence[int], Sequence[Pair]]],
+    places: Sequence[tuple[int, int]],
+    B: int,
+    length: int,
+    pictures: Sequence[Sequence[Picture]],
+    vision: VisionConfig,
+    most: int,
+) -> tuple[Any, np.ndarray]:
+    """The pixels of B rows, with room for so many small pictures each, and the image index."""
+    there = [sorted((at, n) for n, (row, at) in enumerate(places) if row == b) for b in range(B)]
+    pixels, found = layout(
+        [[picture for _, n in row for picture in pictures[n]] for row in there],
+        [[token for _, n in row for token in rows[n][0]] for row in there],
+        *(vision, most),
+    )
+    index = np.full((B, length), -1, np.int32)
+    for b, row in enumerate(there):
+        done = 0
+        for at, n in row:
+            size = len(rows[n][0])
+            index[b, at : at + size] = found[b][done : done + size]
+            done += size
+    return pixels, index
+
+
+def _scored(sequence_BxT: np.ndarray) -> np.ndarray | None:
+    """Where the responses are, in half as many places as a row has (one size, as each is compiled);
+    None where a row has more."""
+    B, T = sequence_BxT.shape
+    response = sequence_BxT >= 0
+    if not 0 < response.sum(axis=1).max(initial=0) <= T // 2:
+        return None
+    scored = np.full((B, T // 2), -1, np.int32)
+    for b in range(B):
+        at = np.flatnonzero(response[b])
+        scored[b, : len(at)] = at
+    return scored
 
 
 @partial(

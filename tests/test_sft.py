@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ import pytest
 
 from models import decoder
 from models.shared import unconstrained
-from selfevolve_jax.sft import supervised_batch, supervised_step, train
+from selfevolve_jax.sft import packed_batch, supervised_batch, supervised_step, train
 from selfevolve_jax.state import init_params, init_state
 
 ROWS = [([3, 1], [([], [4, 1, 5])]), ([9, 2, 6, 5], [([], [3])]), ([5], [([], [8, 9, 7, 9])])]
@@ -49,6 +51,56 @@ def test_pairs_that_share_a_prompt_have_the_loss_of_rows_of_their_own(state, tin
     _, b = step(init_state(weights, tiny, ADAM, mesh1), alone, tiny)
     np.testing.assert_allclose(a["train/loss"], b["train/loss"], rtol=1e-5)
     np.testing.assert_allclose(a["train/grad_norm"], b["train/grad_norm"], rtol=1e-4)
+
+
+def test_packed_rows_written_out_by_hand():
+    """The longest first; of the others, those that fit go beside it. Two rows, as pack is 2."""
+    rows = [([3], [([], [8])]), ([3, 1], [([4], [5, 6]), ([], [7])]), ([7], [([2], [8])])]
+    batch = supervised_batch(rows, 8, pack=2)
+    assert batch.tokens_BxT.tolist() == [[3, 1, 4, 5, 6, 7, 3, 8], [7, 2, 8, 0, 0, 0, 0, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1], [0, 1, 2, 0, 0, 0, 0, 0]]
+    assert batch.segment_ids_BxT.tolist() == [[1] * 6 + [0] * 2, [2] * 3 + [-1] * 5]
+    assert batch.branch_ids_BxT.tolist() == [[0, 0, 1, 1, 1, 2, 0, 1], [0, 1, 1, 0, 0, 0, 0, 0]]
+    assert batch.sequence_ids_BxT[0].tolist() == [-1, -1, -1, 1, 1, 2, -1, 0]
+    response = batch.sequence_ids_BxT >= 0
+    assert batch.source_BxT[response].tolist() == [2, 3, 1, 6, 1]
+    assert batch.scored_BxR.tolist() == [[3, 4, 5, 7], [2, -1, -1, -1]]
+    with pytest.raises(ValueError, match="a row has 6 tokens, and the batch rows of 5"):
+        supervised_batch(rows, 5)
+
+
+def test_a_row_that_is_mostly_response_is_scored_as_a_whole():
+    assert supervised_batch([([3], [([], [8, 9, 7])]), ([1, 2], [([], [5])])], 5).scored_BxR is None
+
+
+def test_packing_and_scoring_less_change_no_number(state, tiny, mesh1, weights):
+    apart = supervised_batch(ROWS, 16)
+    assert apart.scored_BxR.shape == (4, 8)
+    whole = replace(apart, scored_BxR=None)
+    packed = supervised_batch(ROWS, 16, pack=1)
+    assert packed.tokens_BxT.shape == (2, 16)  # 21 tokens
+    moved, a = step(state, whole, tiny)
+    for batch in (apart, packed):
+        other, b = step(init_state(weights, tiny, ADAM, mesh1), batch, tiny)
+        np.testing.assert_allclose(b["train/loss"], a["train/loss"], rtol=1e-5)
+        jax.tree.map(
+            lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
+            moved.opt_state[0].mu,
+            other.opt_state[0].mu,
+        )
+
+
+def test_packed_batches_have_few_shapes_that_divide_into_pieces():
+    rows = [([3] * 60, [([], [8, 4])])] * 16  # four in a row of 256 tokens
+
+    def shape(n, size, pieces):
+        return packed_batch(rows[:n], size, pieces).tokens_BxT.shape
+
+    assert {shape(n, 16, 1) for n in range(1, 17)} == {(4, 256)}
+    assert [shape(16, 16, pieces)[0] for pieces in (1, 2, 8, 16)] == [4, 4, 8, 16]
+    assert shape(2, 2, 1) == (2, 256)
+    longer = [*rows[:11], ([3] * 300, [([], [8])])]  # beside which another fits
+    assert packed_batch(longer, 16, 1).tokens_BxT.shape == (4, 384)
 
 
 def test_the_loss_is_the_mean_negative_log_likelihood_of_response_tokens(state, tiny, weights):

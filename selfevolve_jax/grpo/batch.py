@@ -35,6 +35,8 @@ class Batch:
     source: for a response token, the index in its row of the token that predicts it.
     image_index: the place on U of each image token, −1 elsewhere; None where nothing is shown. Its
       features are given, or encoded from pixels with a gradient where the vision tower is trained.
+    scored: the index in its row of each response token, −1 at padding, where these are so few that it
+      pays to score no others; None: all are scored.
     """
 
     tokens_BxT: Any
@@ -49,6 +51,7 @@ class Batch:
     image_index_BxT: Any = None
     features_BxUxD: Any = None
     pixels: Pixels | None = None
+    scored_BxR: Any = None
 
 
 def build_batch(
@@ -76,7 +79,7 @@ def build_batch(
     lengths_UxK = samples.lengths_RxG.reshape(-1, K)
     total = prompt_len + lengths_UxK.sum(axis=1)
     T = length or bucket(int(total.max()))
-    places = _first_fit(total, T) if pack else [(u, 0) for u in range(len(total))]
+    places = first_fit(total, T) if pack else [(u, 0) for u in range(len(total))]
     B = max(row for row, _ in places) + 1
     # Packed, B differs from step to step: a bucket of it keeps the number of shapes small.
     B = -(-(bucket(B, 1) if pack else B) // row_multiple) * row_multiple
@@ -116,16 +119,26 @@ def build_batch(
     )
 
 
-def _first_fit(lengths: np.ndarray, width: int) -> list[tuple[int, int]]:
-    """(row, start) of each segment: first-fit decreasing bin packing."""
+def first_fit(
+    lengths: Sequence[int] | np.ndarray, width: int, most: int | None = None
+) -> list[tuple[int, int]]:
+    """(row, start) of each segment: first-fit decreasing bin packing, at most so many in a row."""
     filled: list[int] = []
+    held: list[int] = []
     places = [(0, 0)] * len(lengths)
-    for n in np.argsort(-lengths, kind="stable"):
-        row = next((i for i, used in enumerate(filled) if used + lengths[n] <= width), len(filled))
+    for n in np.argsort(-np.asarray(lengths), kind="stable"):
+        fits = (
+            i
+            for i, used in enumerate(filled)
+            if used + lengths[n] <= width and (most is None or held[i] < most)
+        )
+        row = next(fits, len(filled))
         if row == len(filled):
             filled.append(0)
+            held.append(0)
         places[n] = (row, filled[row])
         filled[row] += int(lengths[n])
+        held[row] += 1
     return places
 
 

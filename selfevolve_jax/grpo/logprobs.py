@@ -46,8 +46,12 @@ def token_logprobs(
         constrain,
         images,
     )
+    source, target = batch.source_BxT, batch.tokens_BxT
+    if batch.scored_BxR is not None:
+        at = jnp.maximum(batch.scored_BxR, 0)
+        source, target = (jnp.take_along_axis(x, at, axis=1) for x in (source, target))
     # The first token of a sample is predicted by the last one of the prompt that it may share.
-    hidden_BxTxD = jnp.take_along_axis(hidden_BxTxD, batch.source_BxT[..., None], axis=1)
+    hidden = jnp.take_along_axis(hidden_BxTxD, source[..., None], axis=1)
     # Gathered over d_model once: of a matrix split both ways XLA gathers, and sums the gradient of, the
     # whole for every piece, which at T = 4096 is most of what a step sends.
     if cfg.tie_embeddings:
@@ -55,9 +59,10 @@ def token_logprobs(
     else:
         params = replace(params, head=constrain(params.head, (None, "vocab")))
     scale = jnp.where(temperature > 0, temperature, 1.0)
-    size = min(chunk, T)
-    pieces = -(-T // size)
-    pad = pieces * size - T
+    R = target.shape[1]
+    size = min(chunk, R)
+    pieces = -(-R // size)
+    pad = pieces * size - R
 
     def split(x: jax.Array) -> jax.Array:
         x = jnp.pad(x, [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2))
@@ -74,10 +79,13 @@ def token_logprobs(
         norm, mean = _norm_and_mean(logits, _parts(logits.shape[-1], constrain.platform))
         return None, (logit - norm, norm - mean)
 
-    _, scored = jax.lax.scan(score, None, (split(hidden_BxTxD), split(batch.tokens_BxT)))
+    _, scored = jax.lax.scan(score, None, (split(hidden), split(target)))
 
     def join(x: jax.Array) -> jax.Array:
-        x = jnp.moveaxis(x, 0, 1).reshape(B, pieces * size)[:, :T]
+        x = jnp.moveaxis(x, 0, 1).reshape(B, pieces * size)[:, :R]
+        if batch.scored_BxR is not None:
+            at = jnp.where(batch.scored_BxR >= 0, batch.scored_BxR, T)  # T is nowhere
+            x = jnp.zeros((B, T), x.dtype).at[jnp.arange(B)[:, None], at].set(x, mode="drop")
         return jnp.where(batch.sequence_ids_BxT >= 0, x, 0.0)
 
     return join(scored[0]), join(scored[1])

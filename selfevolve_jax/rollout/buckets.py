@@ -11,3 +11,11 @@ def bucket(n: int, minimum: int = 16) -> int:
             return size * 3 // 2
         size *= 2
     return size
+
+
+def doubled(n: int, minimum: int) -> int:
+    """The smallest of minimum · {1, 2, 4, …} that holds n."""
+    size = minimum
+    while size < n:
+        size *= 2
+    return size

@@ -3,7 +3,8 @@
 Each unique prompt is prefilled once and its cache is copied to the slots of its G samples. Decoding
 runs in chunks: a jitted while_loop over donated buffers. Between chunks the host reads the chunk's
 tokens, frees the slots that finished and gives them to waiting samples; once nothing waits, the
-slots are compacted by halves. Shapes come from a few buckets, so nothing compiles twice.
+slots are compacted by halves. Shapes come from a few buckets, so nothing compiles twice; those of the
+slots, which cost little where they are empty, from the fewest.
 
 The whole batch at once is the special case in which every sample has a slot from the start.
 
@@ -25,7 +26,7 @@ from models.config import ModelConfig
 from selfevolve_jax import sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.rollout import decoding
-from selfevolve_jax.rollout.buckets import bucket
+from selfevolve_jax.rollout.buckets import bucket, doubled
 from selfevolve_jax.rollout.prompt_images import PromptImages
 from selfevolve_jax.rollout.sampling import Sampling
 
@@ -96,7 +97,7 @@ def generate(
         return -(-n // ways) * ways
 
     sample_base = _occurrences(row_ids, G)
-    S = rounded(min(config.slots, bucket(R * G, 8)))
+    S = rounded(min(config.slots, doubled(R * G, 16)))
     buffer_rows = rounded(bucket(-(-S // G), 1))
     # The last prompt token is not prefilled: the first decode step feeds it.
     P = bucket(max(max(len(p) for p in prompts) - 1, 1))

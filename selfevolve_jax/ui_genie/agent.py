@@ -22,7 +22,7 @@ from selfevolve_jax.errors import UserError
 from selfevolve_jax.grpo.batch import Batch
 from selfevolve_jax.images import load_image, preprocess
 from selfevolve_jax.pretrained import source
-from selfevolve_jax.rollout.buckets import bucket
+from selfevolve_jax.rollout.buckets import doubled
 from selfevolve_jax.rollout.engine import RolloutConfig, Samples, generate
 from selfevolve_jax.rollout.prompt_images import encode_images
 from selfevolve_jax.rollout.sampling import Sampling
@@ -133,7 +133,7 @@ def _drawn_texts(
         rows = [row(i) for i in range(start, min(start + at_once, count))]
         # Fillers show nothing and are never sampled from; they keep the tower's shapes few.
         filler = Row(0, "", (policy.stop_tokens[0],))
-        padded = rows + [filler] * (bucket(len(rows), 1) - len(rows))
+        padded = rows + [filler] * (doubled(len(rows), 16) - len(rows))
         drawn = generate(
             policy.params,
             [row.prompt_tokens for row in rows],
@@ -214,11 +214,13 @@ def sft_batches(
     size: int,
     steps: int,
     seed: int,
+    pieces: int = 1,
     start: int = 0,
 ) -> Iterator[Batch]:
-    """Batches `start` to `steps` for sft.supervised_step, on the host: `size` rows (a multiple of the
-    mesh's batch ways), each the prompt of an example with its answers, none of which sees another. The
-    loss is on the answers alone. Rows are padded to a bucket.
+    """Batches `start` to `steps` for sft.supervised_step, on the host: `size` views, each the prompt of
+    an example with its answers, none of which sees another. The loss is on the answers alone. Views
+    share rows (`sft.packed_batch`), whose number is a multiple of `pieces`: the mesh's batch ways times
+    those that a gradient is summed from.
 
     The order is an endless stream of permutations by (seed, epoch), so a batch is a function of its
     number and a run goes on at any. UserError where there is nothing to learn from, or a screenshot is
@@ -240,8 +242,7 @@ def sft_batches(
             rows.append((prompt_tokens(policy, view, style), [((), answer) for answer in answers]))
             shown = contract.agent_screenshots(view)
             pictures.append([preprocess(load_image(png), images, vision) for png in shown])
-        longest = max(sft.row_length(*row) for row in rows)
-        yield sft.supervised_batch(rows, bucket(longest), pictures, vision)
+        yield sft.packed_batch(rows, size, pieces, pictures, vision)
 
 
 def _drawn(learnt: Sequence[Example], seed: int, batch: int, size: int) -> list[Example]:

@@ -103,7 +103,7 @@ def _click(element: Element, desc: str) -> Action:
 
 def click_named(element: Element) -> Action:
     """A click on what an element shows, or on its kind where it shows nothing."""
-    return _click(element, f"click {element.text or element.kind}")
+    return _click(element, f"click {element.name}")
 
 
 def type_text(text: str) -> Action:

@@ -42,6 +42,11 @@ class Element:
         return (left + right) // 2, (top + bottom) // 2
 
     @property
+    def name(self) -> str:
+        """What it is called: by what it shows, or by its kind where it shows nothing."""
+        return self.text or self.kind
+
+    @property
     def place(self) -> tuple[int, int]:
         """Where to press it: the centre, moved to the nearest multiples of GRID that the box holds, so
         that a small model has few places to know; in a direction that has none there, the centre's."""
@@ -209,7 +214,7 @@ class Fleet:
     async def _observe(self, states: Sequence[State]) -> list[Observation | Broken]:
         seen: dict[State, Observation | Broken] = {}
         # terminate ends an episode on the screen before it
-        wanted = _Wanted(_on_screen(state) for state in states)
+        wanted = _Wanted(on_screen(state) for state in states)
         first = wanted.assign(self._screens)
 
         async def work(screen: _Screen) -> None:
@@ -225,7 +230,7 @@ class Fleet:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        return [_ended(state, seen[_on_screen(state)]) for state in states]
+        return [ended(state, seen[on_screen(state)]) for state in states]
 
     async def _reach(self, screen: _Screen, state: State) -> Observation | Broken:
         reason = ""
@@ -294,10 +299,11 @@ class _Wanted:
     """The states still to be played."""
 
     def __init__(self, states: Iterable[State]) -> None:
-        self._by_episode: dict[tuple[str, int], list[State]] = {}
+        # task -> seed -> states. A task that was begun goes to the end.
+        self._left: dict[str, dict[int, list[State]]] = {}
         # the longest way first: a short one at the end leaves fewer screens idle
         for state in sorted(dict.fromkeys(states), key=lambda s: -len(s.actions)):
-            self._by_episode.setdefault((state.task, state.seed), []).append(state)
+            self._left.setdefault(state.task, {}).setdefault(state.seed, []).append(state)
 
     def assign(self, screens: Sequence[_Screen]) -> dict[_Screen, State]:
         """What each screen plays first: every state goes to the screen that stands at its longest
@@ -307,7 +313,7 @@ class _Wanted:
             (len(screen.at.actions), screen, state)
             for screen in screens
             if screen.at is not None
-            for state in self._by_episode.get((screen.at.task, screen.at.seed), ())
+            for state in self._of(screen.at)
             if _is_prefix(screen.at, state)
         ]
         # of equally long prefixes the nearest state: what lies beyond it can go on from there
@@ -321,23 +327,32 @@ class _Wanted:
         return first
 
     def take(self, at: State | None) -> State | None:
-        """The nearest state that goes on from `at`, else any; None when nothing is left."""
-        if not self._by_episode:
+        """The nearest state that goes on from `at`, else one of its task, as another task's page has to
+        be loaded, which takes several times as long as to start an episode over; else one of the task
+        that was begun longest ago, so that screens part. None when nothing is left."""
+        if not self._left:
             return None
-        here = [] if at is None else self._by_episode.get((at.task, at.seed), [])
-        beyond = [state for state in here if at is not None and _is_prefix(at, state)]
+        beyond = [state for state in self._of(at) if at is not None and _is_prefix(at, state)]
         if beyond:
             return self._remove(min(beyond, key=lambda state: len(state.actions)))
+        task = at.task if at is not None and at.task in self._left else next(iter(self._left))
+        self._left[task] = self._left.pop(task)
         # an episode's longest way, from the first state on it that is wanted: the others follow
-        episode = next(iter(self._by_episode.values()))
+        episode = next(iter(self._left[task].values()))
         on_the_way = [state for state in episode if _is_prefix(state, episode[0])]
         return self._remove(on_the_way[-1])
 
+    def _of(self, at: State | None) -> Sequence[State]:
+        """The states of the same episode."""
+        return () if at is None else self._left.get(at.task, {}).get(at.seed, ())
+
     def _remove(self, state: State) -> State:
-        left = self._by_episode[(state.task, state.seed)]
+        left = self._left[state.task][state.seed]
         left.remove(state)
         if not left:
-            del self._by_episode[(state.task, state.seed)]
+            del self._left[state.task][state.seed]
+        if not self._left[state.task]:
+            del self._left[state.task]
         return state
 
 
@@ -346,12 +361,13 @@ def _is_prefix(at: State, state: State) -> bool:
     return same and state.actions[: len(at.actions)] == at.actions
 
 
-def _on_screen(state: State) -> State:
+def on_screen(state: State) -> State:
     """The state as the screen has it: no `terminate`, and whatever the agent said of its actions."""
     played = (replace(a, action_desc="") for a in state.actions if a.action != "terminate")
     return replace(state, actions=tuple(played))
 
 
-def _ended(state: State, seen: Observation | Broken) -> Observation | Broken:
+def ended(state: State, seen: Observation | Broken) -> Observation | Broken:
+    """What is seen in a state, by what the screen shows: `terminate` ends an episode by itself."""
     over = bool(state.actions) and state.actions[-1].action == "terminate"
     return replace(seen, done=True) if over and isinstance(seen, Observation) else seen

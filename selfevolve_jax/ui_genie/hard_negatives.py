@@ -17,13 +17,13 @@ from selfevolve_jax.ui_genie import actions
 from selfevolve_jax.ui_genie.actions import Action
 from selfevolve_jax.ui_genie.environment import GRID, Element
 from selfevolve_jax.ui_genie.evaluators import POINTED
+from selfevolve_jax.ui_genie.named import named
 from selfevolve_jax.ui_genie.reward_data import (
     By,
     Judged,
     element_at,
     folded,
     inside,
-    name_of,
     row,
 )
 from selfevolve_jax.ui_genie.trajectory import Trajectory
@@ -41,6 +41,7 @@ def hard_negatives(
     ],
     per_step: int,
     seed: int,
+    by_name: bool = False,
 ) -> tuple[list[Judged], Counter[str]]:
     """Rows for what is wrong at the steps of these successes (by: by whose word) by construction, and
     yet scored above MINED_ABOVE:
@@ -51,7 +52,8 @@ def hard_negatives(
       screen, and that no step of the same one types.
 
     score: the present model's P(positive) of each action in the view before (trajectory, step); one
-    call. per_step: at most so many elements, or texts, a step; drawn from `seed`.
+    call. per_step: at most so many elements, or texts, a step; drawn from `seed`. by_name: what is
+    said of an action is what it hits (named.named), whatever is said above.
 
     Returns the rows and counts: "proposed", "kept".
     """
@@ -65,6 +67,8 @@ def hard_negatives(
                 made = _misplaced(of, i, step.action, per_step, rng)
             elif step.action is not None and step.action.action == "type":
                 made = _mistyped(of, i, step.action, typed, per_step, rng)
+            if by_name:
+                made = [named(action, step.elements) for action in made]
             if made:
                 asked.append((of, i, made))
     rows: list[Judged] = []
@@ -170,7 +174,7 @@ def _mistyped(
 def _renamed(truth: Action, target: Element, other: Element) -> str:
     """The true action's words with what the other element shows in place of the target's; what shows
     nothing is called by its kind."""
-    name, instead = (name_of(element) for element in (target, other))
+    name, instead = target.name, other.name
     if name in truth.action_desc:
         return _with(truth.action_desc, name, instead)
     verb = truth.action.replace("_", " ")

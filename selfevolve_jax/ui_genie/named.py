@@ -16,7 +16,7 @@ from dataclasses import replace
 from selfevolve_jax.ui_genie.actions import Action
 from selfevolve_jax.ui_genie.environment import Element
 from selfevolve_jax.ui_genie.evaluators import POINTED
-from selfevolve_jax.ui_genie.reward_data import element_at, name_of, unworded
+from selfevolve_jax.ui_genie.reward_data import element_at, unworded
 from selfevolve_jax.ui_genie.trajectory import Step
 
 NOTHING = "nothing"  # what is hit where no element lies
@@ -28,7 +28,7 @@ def named(action: Action, elements: Sequence[Element]) -> Action:
     their verb, and so do those of other actions."""
     if action.action in POINTED:
         hit = element_at(elements, action.coordinate)
-        name = name_of(hit) if hit else NOTHING
+        name = hit.name if hit else NOTHING
     elif action.action == "type":
         name = action.text or ""
     else:

@@ -16,6 +16,7 @@ from selfevolve_jax.ui_genie.explore import Exploration
 from selfevolve_jax.ui_genie.instructions import InstructionConfig
 from selfevolve_jax.ui_genie.reward_model import RewardTraining
 from selfevolve_jax.ui_genie.tiny import BaseConfig
+from selfevolve_jax.ui_genie.training import check_length
 
 ArmName = Literal["co_evolution", "frozen_reward", "no_reward"]
 
@@ -23,13 +24,16 @@ ArmName = Literal["co_evolution", "frozen_reward", "no_reward"]
 @dataclass(frozen=True)
 class AgentTraining:
     """Agent SFT: the paper's settings. batch: views in an optimiser step. epochs: over the successes of
-    a round, those of the rounds before it and, with `replay`, the demonstrations. steps: of every
-    training in place of epochs, so that where the rate falls all of them share one compiled step."""
+    a round, those of the rounds before it and, with `replay`, the demonstrations; 1 by default. steps:
+    of every training in place of epochs, so that where the rate falls all share one compiled step.
+    from_first: each round trains round 0's agent anew on all of these, as STaR does (arXiv 2203.14465),
+    which costs less of what it knew; else, as in the paper, the agent of the round before goes on."""
 
     batch: int = 160
-    epochs: float = 1.0
+    epochs: float | None = None
     steps: int | None = None
     replay: bool = True
+    from_first: bool = False
     accumulate: int = 1
     train_vision: bool = False
     optimizer: OptimizerConfig = field(
@@ -42,10 +46,7 @@ class AgentTraining:
         for name in ("batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"agent.{name}={getattr(self, name)} must be at least 1.")
-        if not self.epochs > 0:
-            raise UserError(f"agent.epochs={self.epochs} must be above 0.")
-        if self.steps is not None and self.steps < 1:
-            raise UserError(f"agent.steps={self.steps} must be at least 1.")
+        check_length("agent.", self.epochs, self.steps)
 
 
 @dataclass(frozen=True)

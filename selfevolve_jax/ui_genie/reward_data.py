@@ -277,11 +277,6 @@ def element_at(elements: Iterable[Element], point: tuple[int, int] | None) -> El
     return min(under, key=lambda e: _area(e.box), default=None)
 
 
-def name_of(element: Element) -> str:
-    """What an element is called: by what it shows, or by its kind where it shows nothing."""
-    return element.text or element.kind
-
-
 def _typed(text: str | None) -> str:
     return " ".join(unicodedata.normalize("NFC", text or "").split())
 

@@ -33,7 +33,7 @@ from selfevolve_jax.grpo.batch import Batch
 from selfevolve_jax.images import Picture, load_image, preprocess
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.buckets import bucket
-from selfevolve_jax.sft import supervised_batch
+from selfevolve_jax.sft import Pair, packed_batch, supervised_batch
 from selfevolve_jax.ui_genie.actions import Action
 from selfevolve_jax.ui_genie.contract import (
     NEGATIVE,
@@ -44,6 +44,7 @@ from selfevolve_jax.ui_genie.contract import (
     reward_question,
     split_tokens,
 )
+from selfevolve_jax.ui_genie.training import check_length
 
 _NOISE, _ORDER = 601, 602  # purposes of random draws
 # A vocabulary that has to grow grows to a multiple of this, so that it still divides over a mesh.
@@ -60,18 +61,21 @@ Row = tuple[tuple[int, ...], list[tuple[int, ...]]]
 class RewardTraining:
     """The paper's settings. batch: views in an optimiser step, each with all its judged actions (the
     paper's 160 rows have one each); the loss is the mean over the judged actions of the step. epochs:
-    how often each view is seen. accumulate: pieces that a step's gradient is summed from."""
+    how often each view is seen, 1 by default. steps: of every training in place of epochs, as for the
+    agent. accumulate: pieces that a step's gradient is summed from."""
 
     batch: int = 160
-    epochs: int = 1
+    epochs: int | None = None
+    steps: int | None = None
     accumulate: int = 1
     train_vision: bool = False
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-5))
 
     def __post_init__(self) -> None:
-        for name in ("batch", "epochs", "accumulate"):
+        for name in ("batch", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"reward.{name}={getattr(self, name)} must be at least 1.")
+        check_length("reward.", self.epochs, self.steps)
 
 
 def with_reward_tokens(policy: Policy, seed: int) -> Policy:
@@ -181,7 +185,14 @@ def score(
 
     for start in range(0, len(order), B):
         which = order[start : start + B]
-        batch = _batch(rm, [asked[i][0] for i in which], [rows[i] for i in which], None, ids, B)
+        some, blank = [rows[i] for i in which], B - len(which)
+        pictures = [_pictures(rm, asked[i][0]) for i in which]
+        batch = supervised_batch(
+            [*_told(some, None, ids), *[((), ())] * blank],
+            bucket(max(map(_length, some)), _SHORTEST),
+            *([*pictures, *[[]] * blank], rm.model.vision),
+        )
+        batch = replace(batch, scored_BxR=None)  # whose size would be one more to compile for
         placed = sharding.put_batch(batch, mesh)
         positive = _positive(rm.params, placed, ids, rm.model, constrain)
         if pending:  # the batch before: the device goes on while the host reads
@@ -194,7 +205,12 @@ def score(
 
 def training_steps(views: int, config: RewardTraining) -> int:
     """Optimiser steps of a training on so many views: as many as `batches` has batches."""
-    return -(-views * config.epochs // config.batch)
+    return -(-_shown(views, config) // config.batch)
+
+
+def _shown(views: int, config: RewardTraining) -> int:
+    """How many views a training shows, each as often as it comes."""
+    return views * (config.epochs or 1) if config.steps is None else config.steps * config.batch
 
 
 def batches(
@@ -212,29 +228,31 @@ def batches(
 
     views: as many as there are, each in a form of the caller's choice (a reference, so that the
     pictures of a large set need not be in memory), which `load` turns into the view and its judged
-    actions when its turn comes. Every view comes config.epochs times, in an order that follows from the
-    seed alone. The last batch may hold fewer; rows of padding fill it up. UserError without a view.
+    actions when its turn comes. They come in permutations that follow from the seed alone, every view
+    config.epochs times, or until there were config.steps batches. Views share rows, as in
+    `agent.sft_batches`. UserError without a view.
     """
     if not views:
         raise UserError("there is no judged action to train a reward model on; fix: data with rows")
     ids = np.array(answers(rm), np.int32)
     # Rows divide over the mesh and, on it, over the pieces of a step.
-    multiple = sharding.batch_ways(mesh) * config.accumulate
-    B = -(-config.batch // multiple) * multiple
+    pieces = sharding.batch_ways(mesh) * config.accumulate
     for picked in _order(len(views), config, seed, done):
         judged = [load(views[i]) for i in picked]
         rows = [reward_row(rm, view, [a for a, _ in given], style) for view, given in judged]
         labels = [[right for _, right in given] for _, given in judged]
-        yield _batch(rm, [view for view, _ in judged], rows, labels, ids, B)
+        pictures = [_pictures(rm, view) for view, _ in judged]
+        told = _told(rows, labels, ids)
+        yield packed_batch(told, config.batch, pieces, pictures, rm.model.vision)
 
 
 def _order(n: int, config: RewardTraining, seed: int, done: int) -> Iterator[list[int]]:
     """The views of each step after the first `done`: epochs one after another, each a permutation of
-    its own, so that every view comes exactly config.epochs times."""
-    epoch, order = -1, np.zeros(0, int)
-    for start in range(done * config.batch, n * config.epochs, config.batch):
+    its own."""
+    epoch, order, total = -1, np.zeros(0, int), _shown(n, config)
+    for start in range(done * config.batch, total, config.batch):
         picked = []
-        for at in range(start, min(start + config.batch, n * config.epochs)):
+        for at in range(start, min(start + config.batch, total)):
             if at // n != epoch:
                 epoch = at // n
                 order = np.random.default_rng([seed, _ORDER, epoch]).permutation(n)
@@ -242,26 +260,17 @@ def _order(n: int, config: RewardTraining, seed: int, done: int) -> Iterator[lis
         yield picked
 
 
-def _batch(
-    rm: Policy,
-    views: Sequence[View],
-    rows: Sequence[Row],
-    labels: Sequence[Sequence[bool]] | None,
-    ids: np.ndarray,
-    B: int,
-) -> Batch:
-    """B rows, those that are missing as padding. Each candidate's response is its right answer, or `+`
-    without labels, where only its place counts."""
-    told, blank = [], B - len(rows)
+def _told(
+    rows: Sequence[Row], labels: Sequence[Sequence[bool]] | None, ids: np.ndarray
+) -> list[tuple[tuple[int, ...], list[Pair]]]:
+    """For `supervised_batch`. Each candidate's response is its right answer, or `+` without labels,
+    where only its place counts."""
+    told: list[tuple[tuple[int, ...], list[Pair]]] = []
     for i, (before, texts) in enumerate(rows):
         right = [True] * len(texts) if labels is None else labels[i]
         answer = [[int(ids[0 if yes else 1])] for yes in right]
         told.append((before, list(zip(texts, answer, strict=True))))
-    pictures = [_pictures(rm, view) for view in views]
-    length = bucket(max(map(_length, rows)), _SHORTEST)
-    return supervised_batch(
-        [*told, *[((), ())] * blank], length, [*pictures, *[[]] * blank], rm.model.vision
-    )
+    return told
 
 
 def _pictures(rm: Policy, view: View) -> list[Picture]:

@@ -25,7 +25,7 @@ from typing import Any
 from etils import epath
 from jax.sharding import Mesh
 
-from selfevolve_jax import run_dir
+from selfevolve_jax import run_dir, sharding
 from selfevolve_jax.checkpoint import Policy
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.ui_genie import (
@@ -218,12 +218,12 @@ def learn_agent(
     if setting.recipe.exploration.named:
         learnt = [replace(one, steps=settled(one.steps)) for one in learnt]
     examples = agent.examples(learnt, setting.screenshots)
-    steps = config.steps or agent.sft_steps(len(examples), config.batch, config.epochs)
+    steps = config.steps or agent.sft_steps(len(examples), config.batch, config.epochs or 1)
+    pieces = sharding.batch_ways(setting.mesh) * config.accumulate
 
     def batches(done: int):
-        return agent.sft_batches(
-            policy, examples, style, size=config.batch, steps=steps, seed=seed, start=done
-        )
+        told = {"size": config.batch, "steps": steps, "seed": seed, "pieces": pieces}
+        return agent.sft_batches(policy, examples, style, start=done, **told)
 
     made = plan(policy.model, steps, config.optimizer, config.train_vision)
     return train_policy(policy, folder, made, batches, setting.mesh, config.accumulate)
@@ -274,7 +274,7 @@ def reward_rows_of(
     what follows from that; the environment's verdict is not read. The ends of real failures are left
     out, so that a hold-out of them is of a kind that training never had.
     """
-    data = setting.recipe.data
+    data, by_name = setting.recipe.data, setting.recipe.exploration.named
     counts: dict[str, Any] = {}
     if found is None:
         by: By = "environment"
@@ -283,7 +283,7 @@ def reward_rows_of(
     else:
         by = "votes"
         won = (one for one in found if reward_data.succeeded(one, by))
-        whole = _unlike(won, setting.recipe.exploration.named)
+        whole = _unlike(won, by_name)
         some = [one for one in found if reward_data.succeeded(one, by) is False][: data.failures]
         labelled = shepherd.label_steps(
             [*whole, *some], by, _continue_from(models, setting), seed, data.continuations
@@ -293,7 +293,9 @@ def reward_rows_of(
         # The first reward model learns from what the paper's did. Slips of the demonstrations would
         # help it over all tasks, not within one (docs/ui_genie.md).
         if data.slips:
-            slipped, shots, counts["slips"] = slips.slip(whole, by, setting.fleet, data.slips, seed)
+            slipped, shots, counts["slips"] = slips.slip(
+                *(whole, by, setting.fleet, data.slips, seed, by_name)
+            )
             trajectory.write(folder / "slips", slipped, shots, setting.folder)
             rows += corruption.corruption_rows(slipped)
     # An agent errs on pages that it did not learn from: there its own actions tell more.
@@ -301,7 +303,7 @@ def reward_rows_of(
         whole, by, proposals(models.agent, setting, seed)
     )
     mined, counts["mined"] = hard_negatives(
-        whole, by, _scores(models, setting), data.proposals, seed
+        *(whole, by, _scores(models, setting), data.proposals, seed, by_name)
     )
     # A demonstration's success is the demonstrator's word, which the script's own check with the page
     # has confirmed.
@@ -378,12 +380,14 @@ def one_round(
     number: int,
     arm: str,
     models: Models,
+    first: Policy,
     before: Learnt,
     demonstrations: Sequence[Trajectory],
     setting: Setting,
     folder: epath.Path,
 ) -> tuple[Models, Learnt]:
-    """One round of an arm: the models after it, and what it has gathered by then."""
+    """One round of an arm: the models after it, and what it has gathered by then. first: round 0's
+    agent, from which agent.from_first trains again."""
     recipe = setting.recipe
     seed = recipe.seed * 1000 + number
     lengths = dict.fromkeys(recipe.tasks, 0)  # as far as is known: of a new task, by what was won
@@ -425,7 +429,8 @@ def one_round(
     )
     now = Learnt([*before.won, *new], [*before.failed, *lost], rows)
     learnt = [*(demonstrations if recipe.agent.replay else ()), *now.won]
-    trained = learn_agent(models.agent, learnt, setting, seed, folder / "agent")
+    start = first if recipe.agent.from_first else models.agent
+    trained = learn_agent(start, learnt, setting, seed, folder / "agent")
     return replace(models, agent=trained), now
 
 

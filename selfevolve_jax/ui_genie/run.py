@@ -33,6 +33,7 @@ from selfevolve_jax.ui_genie import (
 )
 from selfevolve_jax.ui_genie.miniwob import miniwob_fleet
 from selfevolve_jax.ui_genie.recipe import UIGenieRecipe, page_seeds
+from selfevolve_jax.ui_genie.remembered import Remembered
 from selfevolve_jax.ui_genie.reward_data import Judged
 from selfevolve_jax.ui_genie.reward_model import with_reward_tokens
 from selfevolve_jax.ui_genie.rounds import Models, Setting
@@ -81,7 +82,7 @@ def run(
         run_dir.create(folder, config, resume, MAY_CHANGE)
         earlier = run_dir.summary_so_far(folder)
         spent = earlier.get("seconds", 0.0)
-        setting = Setting(recipe, mesh, fleet, folder, say)
+        setting = Setting(recipe, mesh, Remembered(fleet), folder, say)
         shown = demonstrations(setting)
         first, rows, held_out, before = _round_0(shown, setting)
         summary: dict[str, Any] = {"arms": {}, "seconds": spent}
@@ -163,7 +164,9 @@ def _arm(arm, first: Models, rows, shown, held_out, setting: Setting) -> list[di
     history = []
     for number in range(1, setting.recipe.rounds + 1):
         place = setting.folder / "arms" / arm / f"round-{number}"
-        models, state = rounds.one_round(number, arm, models, state, shown, setting, place)
+        models, state = rounds.one_round(
+            *(number, arm, models, first.agent, state, shown, setting, place)
+        )
         figures = evaluation.evaluate(models, held_out, setting, place, arm != "no_reward")
         setting.say(f"{arm}, round {number}: {_told(figures)}")
         history.append(figures)

@@ -28,6 +28,7 @@ from selfevolve_jax.ui_genie.environment import Broken, State
 from selfevolve_jax.ui_genie.evaluators import POINTED
 from selfevolve_jax.ui_genie.explore import Screens
 from selfevolve_jax.ui_genie.hard_negatives import on_others
+from selfevolve_jax.ui_genie.named import named
 from selfevolve_jax.ui_genie.reward_data import By, claims_completion, succeeded
 from selfevolve_jax.ui_genie.trajectory import Step, Trajectory, done_before, keep, outcome_at
 
@@ -36,13 +37,19 @@ _PURPOSE = 64  # of the draws
 
 
 def slip(
-    trajectories: Sequence[Trajectory], by: By, fleet: Screens, per_step: int, seed: int
+    trajectories: Sequence[Trajectory],
+    by: By,
+    fleet: Screens,
+    per_step: int,
+    seed: int,
+    by_name: bool = False,
 ) -> tuple[list[Trajectory], dict[str, bytes], Counter[str]]:
     """Each step of the successes among these trajectories left out once, and put on at most `per_step`
     other elements; all are played by one call of the fleet.
 
-    by: whose word a success is. Returns the slips, their screenshots for trajectory.write, and counts:
-    each kind, "broken" (a screen could not be reached) and "same" (nothing tells it from the success).
+    by: whose word a success is. by_name: what is said of a step is what it then hit (named.named).
+    Returns the slips, their screenshots for trajectory.write, and counts: each kind, "broken" (a screen
+    could not be reached) and "same" (nothing tells it from the success).
     """
     asked: list[tuple[Trajectory, Kind, str, tuple[Action, ...]]] = []
     for of in trajectories:
@@ -65,7 +72,10 @@ def slip(
         end = next((i for i, one in enumerate(screens) if one.done), len(actions))
         screens = screens[: end + 1]
         last = screens[-1]
-        words = [action.action_desc for action in actions[:end]]
+        acts = actions[:end]
+        if by_name:
+            acts = tuple(named(a, one.elements) for a, one in zip(acts, screens, strict=False))
+        words = [action.action_desc for action in acts]
         if keep(last.screenshot) == of.final and (kind == "omitted" or words == _words(of)):
             counts["same"] += 1
             continue
@@ -77,8 +87,8 @@ def slip(
                 id=f"{of.id}~{kind}~{place}",
                 steps=tuple(
                     Step(keep(one.screenshot), one.elements, render(action), action)
-                    for one, action in zip(screens, actions, strict=False)
-                )[:end],
+                    for one, action in zip(screens, acts, strict=False)
+                ),
                 final=keep(last.screenshot),
                 final_elements=last.elements,
                 done=last.done,

@@ -55,6 +55,19 @@ def check_batch(name: str, batch: int, accumulate: int, mesh: Mesh) -> None:
         )
 
 
+def check_length(name: str, epochs: float | None, steps: int | None) -> None:
+    """UserError where both are given, or one that is no length. name: as in `check_batch`."""
+    if epochs is not None and steps is not None:
+        raise UserError(
+            f"{name}epochs={epochs} and {name}steps={steps} both say how long a training is. Fix: "
+            f"--{name}steps None, or leave the epochs out."
+        )
+    if epochs is not None and not epochs > 0:
+        raise UserError(f"{name}epochs={epochs} must be above 0.")
+    if steps is not None and steps < 1:
+        raise UserError(f"{name}steps={steps} must be at least 1.")
+
+
 def train_policy(
     policy: Policy,
     folder: epath.PathLike,

@@ -45,7 +45,8 @@ def task():
 
 
 def test_the_loss_is_what_the_trainer_says_of_the_same_responses(mesh1):
-    """Rows with no, one and two pictures: as samples of a rollout, and as a supervised batch."""
+    """Rows with no, one and two pictures: as samples of a rollout, as a supervised batch, and as one
+    that is packed into a single row."""
     rows, G = tiny_vlm.task().train[:3], 1
     params = init_params(tiny_vlm.MODEL, jax.random.key(0), mesh1)
     responses = np.array([[[4, 9, 15]], [[7, 3, 15]], [[2, 2, 15]]], np.int32)
@@ -70,10 +71,15 @@ def test_the_loss_is_what_the_trainer_says_of_the_same_responses(mesh1):
         return scored, batch.sequence_ids_BxT
 
     (a, ids), (b, own) = of(sampled), of(learnt)
+    in_one = sft.supervised_batch(alone, sum(map(len, prompts)) + 9, shown, tiny_vlm.VISION, 1)
+    assert in_one.tokens_BxT.shape[0] == 1 and in_one.image_index_BxT.max() > 0
+    c, packed = of(sharding.put_batch(in_one, mesh1))
     for n in range(3):
-        ours = np.asarray(b)[np.asarray(own) == n]
-        np.testing.assert_allclose(ours, np.asarray(a)[np.asarray(ids) == n], atol=1e-6)
-        assert len(ours) == 3
+        theirs = np.asarray(a)[np.asarray(ids) == n]
+        for scores, where in ((b, own), (c, packed)):
+            ours = np.asarray(scores)[np.asarray(where) == n]
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+            assert len(ours) == 3
 
 
 def test_a_prompt_that_does_not_match_its_picture_is_refused(task):

@@ -114,6 +114,24 @@ def test_the_longest_prefix_wins():
         assert sorted(world.calls("")) == ["act 4", "act 5"]
 
 
+def test_a_screen_keeps_to_its_task_and_screens_part():
+    """A page is loaded once for all its episodes, and not by every screen."""
+    world = World()
+    asked = [at(task, seed) for task in "abcd" for seed in range(6)]
+    with fleet(world, 2) as screen:
+        screen.observe(asked)
+        for number in (1, 2):
+            tasks = [call.split()[1] for who, call in world.log if who == number]
+            runs = [task for task, _ in itertools.groupby(tasks)]
+            assert len(runs) == len(set(runs)), "no screen comes back to a task"
+            assert len(runs) <= 3
+        assert sorted(world.calls("reset")) == [f"reset {one.task} {one.seed}" for one in asked]
+        last = {who: call.split()[1] for who, call in world.log}
+        world.log.clear()
+        screen.observe([at(task, 7) for task in last.values()])
+        assert {who: call.split()[1] for who, call in world.log} == last
+
+
 def test_a_way_asked_in_pieces_is_gone_once():
     world = World()
     path = [at("a", 0, *range(1, k)) for k in range(5, 0, -1)]

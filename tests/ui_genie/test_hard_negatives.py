@@ -48,6 +48,22 @@ def test_only_what_the_model_likes_is_kept():
     assert only.provenance["truth"]["coordinate"] == [30, 60]
 
 
+def test_named_ones_are_scored_in_the_words_that_they_are_kept_with():
+    demo = episode("d", "ab", [click("Click OK", (30, 60))])
+    asked = []
+
+    def score(given):
+        asked.extend(action for _, _, made in given for action in made)
+        return [[0.9] * len(made) for _, _, made in given]
+
+    rows, _ = mined(demo, score=score, by_name=True)
+    assert [row.action for row in rows] == asked
+    for action in asked:
+        hit = element_at(ELEMENTS, action.coordinate)
+        assert action.action_desc.casefold() == f"click {hit.text if hit else 'nothing'}".casefold()
+    assert len(asked) == 3
+
+
 def test_a_wrong_place_goes_by_its_own_words_and_by_the_true_ones():
     truth = click("click OK", OK.place)
     made = {on_another(truth, OK, CANCEL, np.random.default_rng(n)) for n in range(20)}

@@ -348,6 +348,11 @@ def test_every_view_comes_once_an_epoch_in_an_order_of_the_seed(rm):
     for done in range(9):
         assert order(0, done) == steps[done:]
     assert [sorted(step) for step in order(0, n=3, epochs=1)] == [[0, 1, 2]]
+    # A number of steps goes on for as many epochs as it takes, and all of them are full.
+    fixed = order(0, epochs=None, steps=9)
+    assert fixed[:7] == steps[:7] and [len(step) for step in fixed] == [4] * 9
+    assert training_steps(10, RewardTraining(batch=4, steps=9)) == 9
+    assert order(0, n=3) == order(0, n=3, epochs=3) != order(0, n=3, epochs=None)
 
 
 def test_refusals(rm, mesh1):
@@ -355,3 +360,8 @@ def test_refusals(rm, mesh1):
         next(batches(rm, [], load, "short", CONFIG, 0, mesh1))
     with pytest.raises(UserError, match=r"reward\.epochs=0"):
         RewardTraining(epochs=0)
+    with pytest.raises(UserError, match=r"reward\.steps=0"):
+        RewardTraining(steps=0)
+    both = r"reward\.epochs=2 and reward\.steps=3 both say.*--reward\.steps None"
+    with pytest.raises(UserError, match=both):
+        RewardTraining(epochs=2, steps=3)

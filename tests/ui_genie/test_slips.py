@@ -1,10 +1,12 @@
 """Slips: by hand which are played from a success, and what is said of where they end."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
 
 from selfevolve_jax.ui_genie import slips
+from selfevolve_jax.ui_genie.actions import render
 from selfevolve_jax.ui_genie.contract import COMPLETED
 from selfevolve_jax.ui_genie.corruption import corruption_rows
 from selfevolve_jax.ui_genie.environment import Broken, Observation, State
@@ -57,9 +59,10 @@ def success(actions="oh", closing=()):
     return found.trajectories[0]
 
 
-def slipped(page=None, of=None, per_step=2, seed=0):
+def slipped(page=None, of=None, per_step=2, seed=0, by_name=False):
     page = page or Page()
-    made, shots, counts = slips.slip([of or success()], "environment", page, per_step, seed)
+    told = (per_step, seed, by_name)
+    made, shots, counts = slips.slip([of or success()], "environment", page, *told)
     assert page.calls <= 1
     return made, shots, counts
 
@@ -95,6 +98,29 @@ def test_the_words_are_those_of_what_was_pressed_or_of_what_was_meant():
                 (wrong,) = [s.action for s in of.steps if s.action.coordinate == CANCEL.place]
                 said.add(wrong.action_desc)
     assert said == {"Click Cancel", "Click OK", "Click Help"}
+
+
+def test_named_steps_say_what_they_hit():
+    """Whatever is drawn, and also of what the success said wrongly."""
+    pressed = {"o": "Click OK", "h": "Click Help", "c": "click Cancel"}
+    wrong = success()
+    wrong = dataclasses.replace(
+        wrong,
+        steps=tuple(
+            dataclasses.replace(s, action=dataclasses.replace(s.action, action_desc="Click Cancel"))
+            for s in wrong.steps
+        ),
+    )
+    for seed in range(10):
+        for of in slipped(seed=seed, by_name=True)[0]:
+            for step in of.steps:
+                hit = element_at(ELEMENTS, step.action.coordinate).text[0].lower()
+                assert step.action.action_desc.casefold() == pressed[hit].casefold()
+                assert step.text == render(step.action)
+        for of in slipped(of=wrong, seed=seed, by_name=True)[0]:
+            for step in of.steps:
+                hit = element_at(ELEMENTS, step.action.coordinate).text
+                assert step.action.action_desc.casefold() == f"click {hit}".casefold()
 
 
 def test_rows_claim_completion_and_are_bad():
