@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from selfevolve_jax.optimizer import OptimizerConfig
 from selfevolve_jax.rollout.engine import RolloutConfig
 from selfevolve_jax.ui_genie.explore import Exploration
@@ -31,7 +29,7 @@ def quickstart() -> UIGenieRecipe:
     """
 
     falling = OptimizerConfig(
-        learning_rate=1e-3, schedule="cosine", warmup_steps=5, weight_decay=0.0
+        learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0
     )
     return UIGenieRecipe(
         tasks=(*DEMONSTRATED, *NEW_TASKS),
@@ -45,6 +43,6 @@ def quickstart() -> UIGenieRecipe:
         max_new_tokens=40,
         rollout=RolloutConfig(slots=512, chunk=40),
         agent=AgentTraining(batch=32, steps=48, from_first=True, optimizer=falling),
-        reward=RewardTraining(batch=16, steps=48, optimizer=replace(falling, learning_rate=5e-4)),
+        reward=RewardTraining(batch=16, steps=48, optimizer=falling),
         data=RewardData(continuations=3, failures=12),
     )

@@ -32,7 +32,7 @@ from selfevolve_jax.grpo.batch import Batch
 from selfevolve_jax.grpo.update import score, update_step
 from selfevolve_jax.optimizer import decay_mask, make_optimizer
 from selfevolve_jax.rollout import decoding, prompt_images
-from selfevolve_jax.rollout.buckets import bucket, doubled
+from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.rollout.prompt_images import FEATURE_AXES, PATCHES_AT_ONCE
 from selfevolve_jax.rollout.sampling import Sampling
 from selfevolve_jax.state import abstract_state, placed
@@ -88,7 +88,7 @@ class Step:
     # What the sampler holds (rollout.engine.generate).
     @cached_property
     def slots(self) -> int:
-        return self.rounded(min(self.trainer.rollout.slots, doubled(self.samples, 16)))
+        return self.rounded(min(self.trainer.rollout.slots, bucket(self.samples, 8)))
 
     @cached_property
     def buffer_rows(self) -> int:

@@ -50,15 +50,17 @@ def supervised_batch(
     pictures: Sequence[Sequence[Picture]] | None = None,
     vision: VisionConfig | None = None,
     pack: int | None = None,
+    few: bool = False,
 ) -> Batch:
     """[B, length] tokens of B rows, each (prompt, its (text, response) pairs). The pairs share the
     prompt, and do not see each other: the text goes on from the prompt, the response from the text. The
-    loss is on the responses, and where these are at most half of a row no other tokens are scored.
+    loss is on the responses.
 
     pictures: what each prompt shows, none or several, for a model with this `vision`; the batch then
     has their pixels, and the vision tower learns too. pack: up to four of the given rows share one
-    where they fit, which changes no number but by rounding, and B is a multiple of this. UserError for
-    a prompt whose image tokens are not those of its pictures. ValueError for a row that is longer than
+    where they fit, and B is a multiple of this. few: responses are few, and where they are at most half
+    of a row no other tokens are scored. Neither changes a number but by rounding. UserError for a
+    prompt whose image tokens are not those of its pictures. ValueError for a row that is longer than
     `length`."""
     totals = [row_length(*row) for row in rows]
     if max(totals, default=0) > length:
@@ -102,7 +104,7 @@ def supervised_batch(
         rollout_logprobs_BxT=np.zeros(tokens.shape, np.float32),
         image_index_BxT=index,
         pixels=pixels,
-        scored_BxR=_scored(sequence),
+        scored_BxR=_scored(sequence) if few else None,
     )
 
 
@@ -113,11 +115,11 @@ def packed_batch(
     pictures: Sequence[Sequence[Picture]] | None = None,
     vision: VisionConfig | None = None,
 ) -> Batch:
-    """`supervised_batch` of up to `size` rows, packed, in one of few shapes, so that a training seldom
-    compiles twice. B is a multiple of `pieces`, over which it has to divide."""
+    """`supervised_batch` of up to `size` rows with few responses, packed, in one of few shapes, so that
+    a training seldom compiles twice. B is a multiple of `pieces`, over which it has to divide."""
     least = min(max(size // 8, 4), size)
     length = max(_PACKED, bucket(max(row_length(*row) for row in rows)))
-    return supervised_batch(rows, length, pictures, vision, -(-least // pieces) * pieces)
+    return supervised_batch(rows, length, pictures, vision, -(-least // pieces) * pieces, few=True)
 
 
 def _shown(

@@ -56,7 +56,7 @@ def test_pairs_that_share_a_prompt_have_the_loss_of_rows_of_their_own(state, tin
 def test_packed_rows_written_out_by_hand():
     """The longest first; of the others, those that fit go beside it. Two rows, as pack is 2."""
     rows = [([3], [([], [8])]), ([3, 1], [([4], [5, 6]), ([], [7])]), ([7], [([2], [8])])]
-    batch = supervised_batch(rows, 8, pack=2)
+    batch = supervised_batch(rows, 8, pack=2, few=True)
     assert batch.tokens_BxT.tolist() == [[3, 1, 4, 5, 6, 7, 3, 8], [7, 2, 8, 0, 0, 0, 0, 0]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 2, 0, 1], [0, 1, 2, 0, 0, 0, 0, 0]]
     assert batch.segment_ids_BxT.tolist() == [[1] * 6 + [0] * 2, [2] * 3 + [-1] * 5]
@@ -70,14 +70,17 @@ def test_packed_rows_written_out_by_hand():
 
 
 def test_a_row_that_is_mostly_response_is_scored_as_a_whole():
-    assert supervised_batch([([3], [([], [8, 9, 7])]), ([1, 2], [([], [5])])], 5).scored_BxR is None
+    rows = [([3], [([], [8, 9, 7])]), ([1, 2], [([], [5])])]
+    assert supervised_batch(rows, 5, few=True).scored_BxR is None
+    assert supervised_batch(rows, 6, few=True).scored_BxR.tolist() == [[1, 2, 3], [2, -1, -1]]
+    assert supervised_batch(rows, 6).scored_BxR is None
 
 
 def test_packing_and_scoring_less_change_no_number(state, tiny, mesh1, weights):
-    apart = supervised_batch(ROWS, 16)
+    apart = supervised_batch(ROWS, 16, few=True)
     assert apart.scored_BxR.shape == (4, 8)
     whole = replace(apart, scored_BxR=None)
-    packed = supervised_batch(ROWS, 16, pack=1)
+    packed = supervised_batch(ROWS, 16, pack=1, few=True)
     assert packed.tokens_BxT.shape == (2, 16)  # 21 tokens
     moved, a = step(state, whole, tiny)
     for batch in (apart, packed):

@@ -3,8 +3,7 @@
 Each unique prompt is prefilled once and its cache is copied to the slots of its G samples. Decoding
 runs in chunks: a jitted while_loop over donated buffers. Between chunks the host reads the chunk's
 tokens, frees the slots that finished and gives them to waiting samples; once nothing waits, the
-slots are compacted by halves. Shapes come from a few buckets, so nothing compiles twice; those of the
-slots, which cost little where they are empty, from the fewest.
+slots are compacted by halves. Shapes come from a few buckets, so nothing compiles twice.
 
 The whole batch at once is the special case in which every sample has a slot from the start.
 
@@ -26,7 +25,7 @@ from models.config import ModelConfig
 from selfevolve_jax import sharding
 from selfevolve_jax.errors import UserError
 from selfevolve_jax.rollout import decoding
-from selfevolve_jax.rollout.buckets import bucket, doubled
+from selfevolve_jax.rollout.buckets import bucket
 from selfevolve_jax.rollout.prompt_images import PromptImages
 from selfevolve_jax.rollout.sampling import Sampling
 
@@ -77,14 +76,16 @@ def generate(
     config: RolloutConfig,
     images: PromptImages | None = None,
     stats: bool = False,
+    room: int = 0,
     on_tokens: Callable[[int, np.ndarray], None] | None = None,
 ) -> Samples:
     """Samples `samples_per_prompt` continuations of every prompt.
 
     row_ids key the random numbers together with the sample's index; an id that comes twice in one
     call gets fresh numbers the second time. images: what the prompts show. stats: also record each
-    token's entropy and certainty. on_tokens: called after each chunk with (row · G + sample, its new
-    tokens). The arguments must be the same on every process.
+    token's entropy and certainty. room: as many slots at least, as far as the config has them, so that
+    calls of many sizes share what is compiled. on_tokens: called after each chunk with (row · G +
+    sample, its new tokens). The arguments must be the same on every process.
     """
     R, G = len(prompts), samples_per_prompt
     if not R or not all(len(p) for p in prompts):
@@ -97,7 +98,7 @@ def generate(
         return -(-n // ways) * ways
 
     sample_base = _occurrences(row_ids, G)
-    S = rounded(min(config.slots, doubled(R * G, 16)))
+    S = rounded(min(config.slots, max(room, bucket(R * G, 8))))
     buffer_rows = rounded(bucket(-(-S // G), 1))
     # The last prompt token is not prefilled: the first decode step feeds it.
     P = bucket(max(max(len(p) for p in prompts) - 1, 1))

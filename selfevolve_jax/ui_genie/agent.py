@@ -133,6 +133,8 @@ def _drawn_texts(
         rows = [row(i) for i in range(start, min(start + at_once, count))]
         # Fillers show nothing and are never sampled from; they keep the tower's shapes few.
         filler = Row(0, "", (policy.stop_tokens[0],))
+        # Searches narrow: sizes that double are few, and a slot that is empty costs little.
+        room = doubled(len(rows) * n, 16)
         padded = rows + [filler] * (doubled(len(rows), 16) - len(rows))
         drawn = generate(
             policy.params,
@@ -146,6 +148,7 @@ def _drawn_texts(
             cfg=policy.model,
             mesh=mesh,
             config=rollout,
+            room=room,
             images=encode_images(policy.params, padded, policy.images, policy.model, mesh),
         )
         texts += _texts(policy.tokenizer, drawn)

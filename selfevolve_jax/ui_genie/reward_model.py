@@ -192,7 +192,6 @@ def score(
             bucket(max(map(_length, some)), _SHORTEST),
             *([*pictures, *[[]] * blank], rm.model.vision),
         )
-        batch = replace(batch, scored_BxR=None)  # whose size would be one more to compile for
         placed = sharding.put_batch(batch, mesh)
         positive = _positive(rm.params, placed, ids, rm.model, constrain)
         if pending:  # the batch before: the device goes on while the host reads

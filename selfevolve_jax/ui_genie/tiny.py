@@ -308,7 +308,7 @@ def _batches(
         rows = [(one.prompt, _asked(one, rng, config.row_tokens)) for one in picked]
         length = bucket(max(config.row_tokens, *(sft.row_length(*row) for row in rows)))
         pictures = [[preprocess(one.image, IMAGES, vision)] for one in picked]
-        yield sft.supervised_batch(rows, length, pictures, vision)
+        yield sft.supervised_batch(rows, length, pictures, vision, few=True)
 
 
 @dataclass(frozen=True)

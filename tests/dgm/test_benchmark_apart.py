@@ -1,6 +1,7 @@
 """Tests and solution apart: what is right passes, and no solution decides its own grade."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -312,9 +313,19 @@ def reach(toy, f):
     assert graded.tests == {"shelf_test.T.test_reach": True}, graded
 
 
-def test_a_solution_that_hangs_is_ended_and_what_passed_before_is_known(box):
+@pytest.mark.parametrize("first", ["tests", "solution"])
+def test_a_solution_that_hangs_is_ended_and_what_passed_before_is_known(box, monkeypatch, first):
+    """Whichever of the two clocks runs out first."""
+
+    def run_joined(trusted, untrusted, box):
+        jobs = {"tests": trusted, "solution": untrusted}
+        jobs[first] = replace(jobs[first], limits=replace(limits, wall_s=4))
+        return joined(jobs["tests"], jobs["solution"], box)
+
+    joined = apart._run_joined
+    monkeypatch.setattr(apart, "_run_joined", run_joined)
     solution = RIGHT.replace(b"yield from range(0, n, 2)", b"while True: pass\n    yield")
-    limits = Limits(wall_s=4, cpu_s=20, memory_mib=512)
+    limits = Limits(wall_s=12, cpu_s=20, memory_mib=512)
     graded = apart.python_tests(
         {"shelf_test.py": TESTS}, ["shelf_test"], {"shelf.py": solution}, box, limits=limits
     )

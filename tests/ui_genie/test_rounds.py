@@ -296,10 +296,33 @@ def test_a_training_of_so_many_steps_is_no_longer_however_much_there_is(finished
         assert found == (steps or -(-views // RECIPE.agent.batch))
 
 
+def test_a_round_goes_on_with_the_agent_before_or_begins_with_the_first(
+    finished, tmp_path, mesh1, monkeypatch
+):
+    folder, _ = finished
+    before = checkpoint.load_policy(folder / "arms" / "no_reward" / "round-1" / "agent", mesh1)
+    shown = trajectory.read(folder / "demonstrations" / "train")
+    first, begun = replace(before), []
+    monkeypatch.setattr(rounds, "learn_agent", lambda start, *rest: begun.append(start) or start)
+    for from_first, start in ((False, before), (True, first)):
+        recipe = replace(RECIPE, agent=replace(RECIPE.agent, from_first=from_first))
+        place = epath.Path(tmp_path) / str(from_first)
+        setting = rounds.Setting(recipe, mesh1, pages.Pages(), place, print)
+        nothing = rounds.Learnt((), (), ())
+        models, _ = rounds.one_round(
+            *(1, "no_reward", rounds.Models(before, before), first, nothing, shown, setting),
+            place / "round-1",
+        )
+        assert begun.pop() is models.agent is start
+
+
 def test_words_are_of_what_was_hit_in_every_part_of_a_round(finished):
-    """Episodes, the reward model's rows, the hold-out: click NAME or nothing, whatever was written."""
+    """Episodes, slips, the reward model's rows, the hold-out: click NAME or nothing, whatever was
+    written."""
     folder, _ = finished
     said: dict[str, set[str]] = {"rows": set(), "steps": set()}
+    slips = trajectory.read(folder / "arms" / "co_evolution" / "round-1" / "slips")
+    said["slips"] = {step.action.action_desc for one in slips for step in one.steps if step.action}
     for path in folder.rglob("*rows.jsonl"):
         rows = reward_rows.read(path)
         said["rows"] |= {row.action.action_desc for row in rows if row.action.action == "click"}
@@ -311,7 +334,7 @@ def test_words_are_of_what_was_hit_in_every_part_of_a_round(finished):
                     said["steps"].add(step.action.action_desc)
                     assert own.coordinate == step.action.coordinate  # what was done stays
     names = {"ONE", "TWO", "nothing"}
-    for part in ("rows", "steps"):
+    for part in said:
         assert said[part] and {words.partition(" ")[2] for words in said[part]} <= names
 
 

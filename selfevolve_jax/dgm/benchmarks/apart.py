@@ -28,6 +28,7 @@ from selfevolve_jax.dgm.sandbox.pythons import python
 LIMITS = Limits(wall_s=60.0, cpu_s=60.0, memory_mib=1024)
 REASON_CHARS = 500
 LIMIT = "ended by its limit of"  # in Graded.broken
+GONE = "the other side has ended"  # in a test's own words (inside/wire.py, wire.mjs)
 
 
 @dataclass(frozen=True)
@@ -172,11 +173,15 @@ def _graded(trusted: Job, untrusted: Job, box: Box) -> Graded:
             broken = broken or said.get("broken", "")
             if said.get("end"):
                 ended, decides = True, tuple(said.get("decides", ()))
+    # Which of the two clocks runs out first is chance. What came after the solution's did not run.
+    lost = [name for name in why if theirs.ended and GONE in why[name]]
+    for name in lost:
+        del tests[name], why[name]
     if not ended:
         told = mine.stderr.decode(errors="replace").strip()[-REASON_CHARS:]
         how = f"{LIMIT} {mine.ended}" if mine.ended else f"ended with exit code {mine.exit_code}"
         broken = f"the tests were {how}: {told}"
-    elif theirs.ended and not all(tests.values()):
+    elif theirs.ended and (lost or not all(tests.values())):
         broken = broken or f"the solution was {LIMIT} {theirs.ended}"
     log = (theirs.stdout + theirs.stderr).decode(errors="replace")[-4 * REASON_CHARS :]
     return Graded(
