@@ -65,10 +65,10 @@ def supervised_batch(
     totals = [row_length(*row) for row in rows]
     if max(totals, default=0) > length:
         raise ValueError(f"a row has {max(totals)} tokens, and the batch rows of {length}")
-    places, B = [(b, 0) for b in range(len(rows))], len(rows)
+    places, B, most = [(b, 0) for b in range(len(rows))], len(rows), 1
     if pack is not None:
-        places = first_fit(totals, length, _SHARED)
-        B = -(-(max(row for row, _ in places) + 1) // pack) * pack
+        places, most = first_fit(totals, length, _SHARED), _SHARED
+        B = _rounded(max(row for row, _ in places) + 1, pack)
     tokens, branch = np.zeros((2, B, length), np.int32)
     positions = np.zeros((B, length) if pictures is None else (B, length, 3), np.int32)
     segment, sequence = np.full((2, B, length), -1, np.int32)
@@ -97,7 +97,6 @@ def supervised_batch(
     pixels = index = None
     if pictures is not None:
         assert vision is not None
-        most = 1 if pack is None else _SHARED
         pixels, index = _shown(rows, places, B, length, pictures, vision, most)
     return Batch(
         *(tokens, positions, segment, branch, sequence, source),
@@ -115,11 +114,23 @@ def packed_batch(
     pictures: Sequence[Sequence[Picture]] | None = None,
     vision: VisionConfig | None = None,
 ) -> Batch:
-    """`supervised_batch` of up to `size` rows with few responses, packed, in one of few shapes, so that
-    a training seldom compiles twice. B is a multiple of `pieces`, over which it has to divide."""
-    least = min(max(size // 8, 4), size)
-    length = max(_PACKED, bucket(max(row_length(*row) for row in rows)))
-    return supervised_batch(rows, length, pictures, vision, -(-least // pieces) * pieces, few=True)
+    """`supervised_batch` of up to `size` rows with few responses, in one of few shapes, so that a
+    training seldom compiles twice: packed if that makes B less. B is a multiple of `pieces`, over which
+    it has to divide."""
+    totals = [row_length(*row) for row in rows]
+    length = max(_PACKED, bucket(max(totals)))
+    pack = _rounded(min(max(size // 8, 4), size), pieces)
+    needed = 1 + max(row for row, _ in first_fit(totals, length, _SHARED))
+    if _rounded(needed, pack) < len(rows):
+        return supervised_batch(rows, length, pictures, vision, pack, few=True)
+    blank = _rounded(len(rows), pieces) - len(rows)
+    rows = [*rows, *[((), ())] * blank]
+    pictures = pictures and [*pictures, *[()] * blank]
+    return supervised_batch(rows, length, pictures, vision, few=True)
+
+
+def _rounded(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
 def _shown(

@@ -99,8 +99,12 @@ def test_packed_batches_have_few_shapes_that_divide_into_pieces():
     def shape(n, size, pieces):
         return packed_batch(rows[:n], size, pieces).tokens_BxT.shape
 
-    assert {shape(n, 16, 1) for n in range(1, 17)} == {(4, 256)}
+    assert {shape(n, 16, 1) for n in range(5, 17)} == {(4, 256)}
     assert [shape(16, 16, pieces)[0] for pieces in (1, 2, 8, 16)] == [4, 4, 8, 16]
+    # Where rows have to be as many all the same, none share one.
+    segments = packed_batch(rows, 16, 16).segment_ids_BxT
+    assert (segments.max(axis=1) == np.arange(16)).all() and (segments[:, 62:] == -1).all()
+    assert shape(3, 16, 16) == (16, 256)
     assert shape(2, 2, 1) == (2, 256)
     longer = [*rows[:11], ([3] * 300, [([], [8])])]  # beside which another fits
     assert packed_batch(longer, 16, 1).tokens_BxT.shape == (4, 384)
