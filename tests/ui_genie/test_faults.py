@@ -98,8 +98,9 @@ def test_a_page_that_never_loads_costs_its_episodes_alone(tmp_path, monkeypatch)
         return silent.as_uri() if task == pages.TASKS[0] and explores(folder) else address(task)
 
     monkeypatch.setattr(miniwob, "page_address", lost)
-    # A page that can begin anew without loading would not be asked for again.
+    # A page that can begin anew without loading, or was seen before, would not be asked for again.
     monkeypatch.setattr(miniwob, "RESTARTABLE", frozenset())
+    monkeypatch.setattr(run, "Remembered", lambda fleet: fleet)
     seen = []
     in_chromium(folder, monkeypatch, 2.0, seen.append)
     place = folder / "arms" / "co_evolution" / "round-1"
