@@ -222,8 +222,14 @@ def learn_agent(
     pieces = sharding.batch_ways(setting.mesh) * config.accumulate
 
     def batches(done: int):
-        told = {"size": config.batch, "steps": steps, "seed": seed, "pieces": pieces}
-        return agent.sft_batches(policy, examples, style, start=done, **told)
+        return agent.sft_batches(
+            *(policy, examples, style),
+            size=config.batch,
+            steps=steps,
+            seed=seed,
+            pieces=pieces,
+            start=done,
+        )
 
     made = plan(policy.model, steps, config.optimizer, config.train_vision)
     return train_policy(policy, folder, made, batches, setting.mesh, config.accumulate)
