@@ -51,24 +51,27 @@ def supervised_batch(
     vision: VisionConfig | None = None,
     pack: int | None = None,
     few: bool = False,
+    multiple: int = 1,
 ) -> Batch:
-    """[B, length] tokens of B rows, each (prompt, its (text, response) pairs). The pairs share the
+    """[B, length] tokens of rows, each (prompt, its (text, response) pairs). The pairs share the
     prompt, and do not see each other: the text goes on from the prompt, the response from the text. The
     loss is on the responses.
 
     pictures: what each prompt shows, none or several, for a model with this `vision`; the batch then
     has their pixels, and the vision tower learns too. pack: up to four of the given rows share one
-    where they fit, and B is a multiple of this. few: responses are few, and where they are at most half
-    of a row no other tokens are scored. Neither changes a number but by rounding. UserError for a
-    prompt whose image tokens are not those of its pictures. ValueError for a row that is longer than
-    `length`."""
+    where they fit, B a multiple of this, if that makes B less. multiple: else B is one of this, by
+    empty rows at the end. few: responses are few, and where they are at most half of a row no other
+    tokens are scored. None of these changes a number but by rounding. UserError for a prompt whose
+    image tokens are not those of its pictures. ValueError for a row that is longer than `length`."""
     totals = [row_length(*row) for row in rows]
     if max(totals, default=0) > length:
         raise ValueError(f"a row has {max(totals)} tokens, and the batch rows of {length}")
-    places, B, most = [(b, 0) for b in range(len(rows))], len(rows), 1
+    places, B, most = [(b, 0) for b in range(len(rows))], _rounded(len(rows), multiple), 1
     if pack is not None:
-        places, most = first_fit(totals, length, _SHARED), _SHARED
-        B = _rounded(max(row for row, _ in places) + 1, pack)
+        shared = first_fit(totals, length, _SHARED)
+        fewer = _rounded(max(row for row, _ in shared) + 1, pack)
+        if fewer < len(rows):
+            places, B, most = shared, fewer, _SHARED
     tokens, branch = np.zeros((2, B, length), np.int32)
     positions = np.zeros((B, length) if pictures is None else (B, length, 3), np.int32)
     segment, sequence = np.full((2, B, length), -1, np.int32)
@@ -117,16 +120,9 @@ def packed_batch(
     """`supervised_batch` of up to `size` rows with few responses, in one of few shapes, so that a
     training seldom compiles twice: packed if that makes B less. B is a multiple of `pieces`, over which
     it has to divide."""
-    totals = [row_length(*row) for row in rows]
-    length = max(_PACKED, bucket(max(totals)))
+    length = max(_PACKED, bucket(max(row_length(*row) for row in rows)))
     pack = _rounded(min(max(size // 8, 4), size), pieces)
-    needed = 1 + max(row for row, _ in first_fit(totals, length, _SHARED))
-    if _rounded(needed, pack) < len(rows):
-        return supervised_batch(rows, length, pictures, vision, pack, few=True)
-    blank = _rounded(len(rows), pieces) - len(rows)
-    rows = [*rows, *[((), ())] * blank]
-    pictures = pictures and [*pictures, *[()] * blank]
-    return supervised_batch(rows, length, pictures, vision, few=True)
+    return supervised_batch(rows, length, pictures, vision, pack, few=True, multiple=pieces)
 
 
 def _rounded(n: int, multiple: int) -> int:

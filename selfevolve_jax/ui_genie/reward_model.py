@@ -185,13 +185,11 @@ def score(
 
     for start in range(0, len(order), B):
         which = order[start : start + B]
-        some, blank = [rows[i] for i in which], B - len(which)
+        some = [rows[i] for i in which]
         pictures = [_pictures(rm, asked[i][0]) for i in which]
-        batch = supervised_batch(
-            [*_told(some, None, ids), *[((), ())] * blank],
-            bucket(max(map(_length, some)), _SHORTEST),
-            *([*pictures, *[[]] * blank], rm.model.vision),
-        )
+        length = bucket(max(map(_length, some)), _SHORTEST)
+        told = _told(some, None, ids)
+        batch = supervised_batch(told, length, pictures, rm.model.vision, multiple=B)
         placed = sharding.put_batch(batch, mesh)
         positive = _positive(rm.params, placed, ids, rm.model, constrain)
         if pending:  # the batch before: the device goes on while the host reads
