@@ -71,7 +71,7 @@ def describe_ui_genie(recipe: UIGenieRecipe) -> str:
             json.dumps(run_dir.jsonable(recipe), indent=2),
             f"mesh         {dict(mesh.shape)} over {mesh.size} device(s)",
             f"parameters   {count(specs):,} of the agent, and as many of the reward model",
-            f"episodes     {len(recipe.tasks) * recipe.starts:,} starts a round, "
+            f"episodes     {len(recipe.explored) * recipe.starts:,} starts a round, "
             f"{len(recipe.tasks) * recipe.held_out:,} held out",
             f"arms         {', '.join(recipe.arms)}",
         )

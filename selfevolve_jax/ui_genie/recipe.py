@@ -158,6 +158,10 @@ class UIGenieRecipe:
     def demonstrated(self) -> tuple[str, ...]:
         return tuple(task for task in self.tasks if task not in self.new_tasks)
 
+    @property
+    def explored(self) -> tuple[str, ...]:
+        return self.new_tasks or self.tasks
+
 
 # The page's seeds of one purpose lie together.
 SEEDS_APART = 10_000

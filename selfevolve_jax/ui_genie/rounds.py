@@ -144,7 +144,7 @@ def starts_of(
     and 2: fresh seeds of every task, or where some were not demonstrated, of every one of those. From
     round 3 on, as in the paper, what failed before and the long ones: as many starts, half of them
     failures, the others fresh seeds of the half of the tasks that take the most steps."""
-    tasks = recipe.new_tasks or recipe.tasks
+    tasks = recipe.explored
     seeds = page_seeds(1 + number, recipe.seed, 2 * recipe.starts)
     if number < 3:
         return [State(task, seed) for task in tasks for seed in seeds[: recipe.starts]]
