@@ -384,7 +384,8 @@ def disk_errors(path: epath.Path) -> Iterator[None]:
             reason = os.strerror(number) if number else said
             raise DiskError(
                 f"cannot write {path}: {reason}. What was there before is intact. "
-                "Fix: free space or permissions there, then --resume; or use another --run-dir."
+                "Fix: free space or permissions there and run it again, with --resume where there "
+                "is one; or write elsewhere."
             ) from error
         raise
 

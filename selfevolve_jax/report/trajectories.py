@@ -5,6 +5,8 @@ Reads folders of trajectories as ui_genie/trajectory.py keeps them, by their JSO
 
     FOLDER/trajectories.jsonl       one line a trajectory
     FOLDER/screenshots/HASH.png     each picture once; or in the nearest folder above that has some
+    FOLDER/../../judged.json        of a round's explored episodes: their outcomes' scores by the reward
+                                    model that had learnt from them, which say what the agent learns
 
 The page needs no network and no JavaScript. Texts of pages and models are shown as text, whatever
 they hold.
@@ -107,6 +109,21 @@ def read_records(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return records
 
 
+def judged_again(folder: str | os.PathLike[str]) -> dict[str, float]:
+    """Outcome scores by trajectory's id, of the round's judged.json; none where there is none, as of
+    tests and of arms whose reward model does not learn. UserError for a damaged file."""
+    path = run_dir.absolute(folder).parent.parent / "judged.json"
+    if not path.exists():
+        return {}
+    try:
+        scores = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged: {error}. Fix: restore the file.") from error
+    if not isinstance(scores, dict) or any(type(v) not in (int, float) for v in scores.values()):
+        raise UserError(f"{path} is damaged: it is no object of numbers. Fix: restore the file.")
+    return scores
+
+
 def render(
     kept: Sequence[tuple[str | os.PathLike[str], Sequence[Mapping[str, Any]]]],
     rounds: Sequence[Mapping[str, Any]] = (),
@@ -116,10 +133,11 @@ def render(
     every = [(epath.Path(folder), record) for folder, records in kept for record in records]
     shown = chosen([record for _, record in every], full)
     pictures = Pictures()
-    cards = [
-        _card(number, *every[index], pictures, len(kept) > 1)
-        for number, index in enumerate(shown, 1)
-    ]
+    again = {epath.Path(folder): judged_again(folder) for folder, _ in kept}
+    cards = []
+    for number, (folder, record) in enumerate((every[index] for index in shown), 1):
+        card = _card(number, folder, record, pictures, len(kept) > 1)
+        cards.append({**card, "judged_again": again[folder].get(record["id"])})
     template = _template()
     values = {
         "paths": [os.fspath(folder) for folder, _ in kept],

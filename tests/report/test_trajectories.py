@@ -322,6 +322,20 @@ def test_a_step_says_what_was_done_and_thought(tmp_path):
     assert "success, says the environment" in said and "seed 0" in said
 
 
+def test_what_a_round_judged_again_stands_beside_the_first_score(tmp_path):
+    """judged.json is the round's; a test's episodes beside have other ids and no second score."""
+    explored = keep(tmp_path / "explored/000000", [one(), one(seed=1)])
+    again = {one()["id"]: 0.875}
+    (tmp_path / "judged.json").write_text(json.dumps(again))
+    said = Page(write_trajectories_page([explored], tmp_path).read_text()).said()
+    told = "outcome score 0.50, after the reward model had learnt from the round 0.88"
+    assert said.count(told) == 1 and said.count("had learnt from the round") == 1
+    for damaged in ("{", "[0.5]", '{"id": "0.5"}'):
+        (tmp_path / "judged.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"judged\.json is damaged.*Fix: restore"):
+            write_trajectories_page([explored], tmp_path)
+
+
 def test_marks_by_hand():
     click = marks(step(action=act(coordinate=[30, 30]), elements=[BODY, OK]), (160, 200))
     assert click["ring"] == (30, 30, 7.2) and click["box"] == (10, 20, 50, 20)
