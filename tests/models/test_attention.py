@@ -193,7 +193,8 @@ def test_the_decoder_gives_the_same_by_either(mesh1, small_blocks, remat):
 
         found[kind] = jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(weights))
     for a, b in zip(*found.values(), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        # Of the largest: a small one may be what is left of large ones' sum.
+        np.testing.assert_allclose(a, b, atol=3e-6 * np.abs(b).max(), rtol=0)
 
 
 def lowered(kind: str, platform: str, constrain: Constrain) -> str:
