@@ -144,7 +144,7 @@ def read_config(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     there or not readable as such."""
     remote.check(run_dir)
     path = epath.Path(run_dir) / CONFIG
-    record = _read_json(
+    record = read_json(
         path,
         f"{run_dir} is not a run directory: it has no {CONFIG}. Fix: pass the --run-dir of a run.",
     )
@@ -161,7 +161,7 @@ def write_summary(run_dir: str | os.PathLike[str], summary: Mapping[str, Any]) -
 def read_summary(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
     """What `write_summary` wrote. UserError if it is missing or damaged."""
     path = epath.Path(run_dir) / SUMMARY
-    return _read_json(path, f"{run_dir} has no {SUMMARY}. Fix: let the run end, or --resume it.")
+    return read_json(path, f"{run_dir} has no {SUMMARY}. Fix: let the run end, or --resume it.")
 
 
 def summary_so_far(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -348,12 +348,13 @@ def _refuse_changes(
         )
 
 
-def _read_json(path: epath.Path, if_missing: str) -> dict[str, Any]:
+def read_json(path: epath.Path, if_missing: str) -> dict[str, Any]:
+    """The object of a file. UserError: if_missing, or what is wrong with the file."""
     try:
         record = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(if_missing) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}. Fix: restore the file.") from error
     if not isinstance(record, dict):
         raise UserError(f"{path} is damaged: not a JSON object. Fix: restore the file.")

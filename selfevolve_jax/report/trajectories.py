@@ -115,12 +115,9 @@ def judged_again(folder: str | os.PathLike[str]) -> dict[str, float]:
     path = run_dir.absolute(folder).parent.parent / "judged.json"
     if not path.exists():
         return {}
-    try:
-        scores = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: {error}. Fix: restore the file.") from error
-    if not isinstance(scores, dict) or any(type(v) not in (int, float) for v in scores.values()):
-        raise UserError(f"{path} is damaged: it is no object of numbers. Fix: restore the file.")
+    scores = run_dir.read_json(path, f"{path} is gone. Fix: run it again.")
+    if any(type(score) not in (int, float) for score in scores.values()):
+        raise UserError(f"{path} is damaged: a score is no number. Fix: restore the file.")
     return scores
 
 
@@ -134,10 +131,10 @@ def render(
     shown = chosen([record for _, record in every], full)
     pictures = Pictures()
     again = {epath.Path(folder): judged_again(folder) for folder, _ in kept}
-    cards = []
-    for number, (folder, record) in enumerate((every[index] for index in shown), 1):
-        card = _card(number, folder, record, pictures, len(kept) > 1)
-        cards.append({**card, "judged_again": again[folder].get(record["id"])})
+    cards = [
+        _card(number, *every[index], again, pictures, len(kept) > 1)
+        for number, index in enumerate(shown, 1)
+    ]
     template = _template()
     values = {
         "paths": [os.fspath(folder) for folder, _ in kept],
@@ -234,7 +231,12 @@ def _mean(values: Iterable[float]) -> float | None:
 
 
 def _card(
-    number: int, folder: epath.Path, record: Mapping[str, Any], pictures: Pictures, several: bool
+    number: int,
+    folder: epath.Path,
+    record: Mapping[str, Any],
+    again: Mapping[epath.Path, Mapping[str, float]],
+    pictures: Pictures,
+    several: bool,
 ) -> dict[str, Any]:
     """What the template shows of one trajectory."""
     frame = (record["frame"]["width"], record["frame"]["height"])
@@ -254,6 +256,7 @@ def _card(
     return {
         **{key: record[key] for key in ("id", "task", "goal", "success", "outcome_score", "done")},
         **{"anchor": f"t{number}", "seed": said(record["seed"]), "frame": frame, "steps": steps},
+        "judged_again": again[folder].get(record["id"]),
         "more_steps": len(record["steps"]) - len(steps),
         "count": len(record["steps"]),
         "final": pictures.of(folder, record["final"]),

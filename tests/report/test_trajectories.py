@@ -330,9 +330,11 @@ def test_what_a_round_judged_again_stands_beside_the_first_score(tmp_path):
     said = Page(write_trajectories_page([explored], tmp_path).read_text()).said()
     told = "outcome score 0.50, after the reward model had learnt from the round 0.88"
     assert said.count(told) == 1 and said.count("had learnt from the round") == 1
-    for damaged in ("{", "[0.5]", '{"id": "0.5"}'):
-        (tmp_path / "judged.json").write_text(damaged)
-        with pytest.raises(UserError, match=r"judged\.json is damaged.*Fix: restore"):
+    damaged = {"{": "cannot be read", "[" * 100_000: "cannot be read"}
+    damaged |= {"[0.5]": "is damaged", '{"id": "0.5"}': "is damaged"}
+    for text, why in damaged.items():
+        (tmp_path / "judged.json").write_text(text)
+        with pytest.raises(UserError, match=rf"judged\.json {why}.*Fix: restore"):
             write_trajectories_page([explored], tmp_path)
 
 
