@@ -66,7 +66,7 @@ def agent_question(view: View, style: Style) -> tuple[str | None, str]:
     """(system prompt, user text) that ask for the next action. The text has one `<image>`: the current
     screenshot (`agent_screenshots`). The answer is `candidate(action, style)` and a stop token."""
     if _checked(style) == "short":
-        return None, _short(view, []) + short_goal(view.goal)
+        return None, _short(view, 0) + short_goal(view.goal, view.history)
     lines = [f"Task: {plain(view.goal)}", "Progress so far:"]
     lines += [f"Step{i}: {plain(desc)}" for i, desc in enumerate(view.history, 1)] or ["none"]
     lines += [f"Screen now: {IMAGE_MARKER}", "Next action:"]
@@ -75,12 +75,12 @@ def agent_question(view: View, style: Style) -> tuple[str | None, str]:
 
 def reward_question(view: View, style: Style) -> tuple[str | None, str]:
     """(system prompt, user text) that ask for a judgement, up to where the candidate stands. The text
-    has an `<image>` for each of the view's screenshots: the earlier ones with the steps that they come
-    before, and steps without one as their descriptions alone."""
-    earlier = [False] * (1 + len(view.history) - len(view.screenshots))
-    earlier += [True] * (len(view.screenshots) - 1)
+    has an `<image>` for each of the view's screenshots: in the full style the earlier ones with the
+    steps that they come before, and steps without one as their descriptions alone."""
+    count = len(view.screenshots) - 1
     if _checked(style) == "short":
-        return None, _short(view, earlier) + short_goal(view.goal, "?")
+        return None, _short(view, count) + short_goal(view.goal, view.history, "?")
+    earlier = [False] * (len(view.history) - count) + [True] * count
     lines = [f"Task: {plain(view.goal)}", "Progress so far:"]
     lines += [
         f"Step{i}: {f'{IMAGE_MARKER} ' * shown}{plain(desc)}"
@@ -90,9 +90,12 @@ def reward_question(view: View, style: Style) -> tuple[str | None, str]:
     return _reward_system(view.frame), "\n".join(lines)
 
 
-def short_goal(goal: str, asks: str = ">") -> str:
-    """What ends a question in the short style: all that sets apart the questions of one screen."""
-    return f" {plain(goal)} {asks}"
+def short_goal(goal: str, history: Sequence[str] = (), asks: str = ">") -> str:
+    """What ends a question in the short style, all that sets apart the questions of one screen: the
+    goal, and the steps so far. They come after it as a candidate does, so that whether a step did what
+    the goal says is found in one way, before it is taken and after."""
+    steps = "".join(f" | {plain(desc)}" for desc in history)
+    return f" {plain(goal)}{steps} {asks}"
 
 
 def candidate(action: Action, style: Style) -> str:
@@ -178,16 +181,12 @@ def _checked(style: Style) -> Style:
     return style
 
 
-def _short(view: View, earlier: Sequence[bool]) -> str:
-    """History, screenshot, elements in reading order: what all questions of one screen share; the goal
-    comes after. Every word has a space before it, so that a small tokenizer needs each only once."""
-    shown = earlier or [False] * len(view.history)
-    steps = [
-        f" |{IMAGE_MARKER * image} {plain(desc)}"
-        for desc, image in zip(view.history, shown, strict=True)
-    ]
+def _short(view: View, earlier: int) -> str:
+    """The screenshots, that many earlier ones first, and the elements in reading order: what all
+    questions of one screen share. Every word has a space before it, so that a small tokenizer needs
+    each only once."""
     words = [word for element in reading_order(view.elements) for word in _element(element)]
-    return f"{''.join(steps)}{IMAGE_MARKER}{''.join(f' {w}' for w in words)} :"
+    return f"{IMAGE_MARKER * (earlier + 1)}{''.join(f' {w}' for w in words)} :"
 
 
 def _element(element: Element) -> list[str]:

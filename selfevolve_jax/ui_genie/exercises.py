@@ -1,9 +1,9 @@
 """What the quickstart's tiny base learns to look and to compare with: exercises on any screen, and
 made-up screens to do them on.
 
-The easy ones come first: told to click a thing by its name, to do so, and to say of such a click
-whether it is what was told. Before these are learnt (some 100 steps) the hard ones only hinder: all
-kinds mixed from the start leave a judge at 7 of 10 after 400 steps, where this order leaves it at 9.
+The easy ones come first: told to click a thing by its name, to do so. Before this is learnt (some 100
+steps) the hard ones only hinder. What is judged is told in any words from the start: where a goal is
+the action's own words, a base learns to compare what stands at one distance, and nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,13 @@ from selfevolve_jax.ui_genie.environment import Element
 from selfevolve_jax.ui_genie.miniwob import FRAME
 
 _KINDS = ("button", "link", "text", "radio", "checkbox", "input", "tab")
+# Shares: of what could be judged, and of that, where the question is whether the task is done, not
+# whether a step is right; of hard exercises that come after other steps; of the only things of their
+# kind that are asked for by it; of hard screens whose things have names that begin alike.
+_JUDGED, _ENDS, _AFTER, _BY_KIND, _ALIKE = 0.6, 0.5, 0.15, 0.3, 0.3
+
+# (goal, steps so far, action)
+Written = tuple[str, tuple[str, ...], Action]
 
 
 @cache
@@ -35,10 +42,51 @@ def words() -> list[str]:
     return Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split()
 
 
-def to_write(view: View, rng: np.random.Generator, hard: bool) -> list[tuple[str, Action]]:
-    """(goal, action): a click on each thing that has a name of its own on the screen, and where a field
-    has the focus, words to type. Goals are the action's own words; hard ones may be its thing's name
-    in quotes among any other words."""
+def to_write(view: View, rng: np.random.Generator, hard: bool) -> list[Written]:
+    """A click on each thing that has a name of its own on the screen, and where a field has the focus,
+    words to type. Goals are the action's own words; hard ones may be its thing's name in quotes among
+    any other words, and may come after other steps."""
+    actions = _doable(view, rng)
+    found = []
+    for action in actions:
+        own = not hard or rng.random() < 0.4
+        goal = action.action_desc if own else _among(f'"{_object(action)}"', rng)
+        found.append((goal, _steps_before(action, actions, rng) if hard else (), action))
+    return found
+
+
+def to_judge(view: View, rng: np.random.Generator, hard: bool) -> list[tuple[Written, bool]]:
+    """Exercises, and whether the action is right: what the goal says, or in half of them something
+    else. COMPLETED is right where the last step so far did what the goal says. Goals hold the name
+    among any words. Hard: of the only thing of its kind, the kind; after other steps; and with the
+    right words at another's place."""
+    actions = _doable(view, rng)
+    kinds = Counter(element.kind for element in view.elements)
+    only = {demos.click_named(e).action_desc: e.kind for e in view.elements if kinds[e.kind] == 1}
+    found = []
+    for action in actions:
+        if rng.random() > _JUDGED:
+            continue
+        kind = only.get(action.action_desc) if hard and rng.random() < _BY_KIND else None
+        goal = _told(action, rng) if kind is None else _among(kind, rng)
+        steps = _steps_before(action, actions, rng) if hard else ()
+        did, right = action, rng.random() < 0.5
+        if not right:
+            said = f" {goal} ".replace('"', " ")
+            others = [a for a in actions if a is not action and f" {_object(a)} " not in said]
+            if not others:
+                continue
+            did = others[int(rng.integers(len(others)))]
+        if rng.random() < _ENDS:
+            found.append(((goal, (*steps, did.action_desc), contract.COMPLETED), right))
+            continue
+        if hard and not right and rng.random() < 0.2 and did.coordinate and action.coordinate:
+            did = replace(action, coordinate=did.coordinate)
+        found.append(((goal, steps, did), right))
+    return found
+
+
+def _doable(view: View, rng: np.random.Generator) -> list[Action]:
     presses = [(element, demos.click_named(element)) for element in view.elements]
     named = Counter(action.action_desc for _, action in presses)
     found = [
@@ -48,42 +96,34 @@ def to_write(view: View, rng: np.random.Generator, hard: bool) -> list[tuple[str
     ]
     if any(element.focused for element in view.elements):
         found += [demos.type_text(_random_text(rng)) for _ in range(3)]
-    return [(_goal(action.action_desc, rng, hard), action) for action in found]
-
-
-def to_judge(
-    view: View, asked: Sequence[tuple[str, Action]], rng: np.random.Generator, hard: bool
-) -> list[tuple[str, Action, bool]]:
-    """(goal, action, whether it is right): of `to_write`, half with their own action and half with
-    another's. Hard: with the right words at another's place too, and whether the task is done, which it
-    is where the last step did what the goal says."""
-    found = []
-    for goal, action in asked:
-        _, other = asked[int(rng.integers(len(asked)))]
-        if rng.random() < 0.5:
-            found.append((goal, action, True))
-        elif other.action_desc != action.action_desc:
-            if hard and rng.random() < 0.2 and other.coordinate and action.coordinate:
-                other = replace(action, coordinate=other.coordinate)
-            found.append((goal, other, False))
-    if hard and view.history:
-        last = view.history[-1]
-        found.append((_goal(last, rng, hard), contract.COMPLETED, True))
-        for goal, action in asked[:2]:
-            found.append((goal, contract.COMPLETED, action.action_desc == last))
     return found
 
 
+def _steps_before(
+    but: Action, actions: Sequence[Action], rng: np.random.Generator
+) -> tuple[str, ...]:
+    """Mostly none; else one or two others of the actions."""
+    others = [a.action_desc for a in actions if a.action_desc != but.action_desc]
+    if not others or rng.random() > _AFTER:
+        return ()
+    count = min(int(rng.integers(1, 3)), len(others))
+    return tuple(str(one) for one in rng.choice(others, size=count, replace=False))
+
+
 def drawn_screen(rng: np.random.Generator, hard: bool) -> View:
-    """A screen of random things with random names at random places, and a picture of them; of the hard
-    ones some come after a step or two."""
+    """A screen of random things with random names at random places, and a picture of them; on some of
+    the hard ones names differ in the last word alone."""
     image = Image.new("RGB", (FRAME.width, FRAME.height), "white")
     pen = ImageDraw.Draw(image)
     found, top = [], int(rng.integers(50, 80))
+    alike = _random_text(rng) if hard and rng.random() < _ALIKE else None
+    numbered = rng.random() < 0.5
     while top < 195 and len(found) < 8:
         left, high = int(rng.integers(2, 70)), int(rng.integers(10, 32))
         kind = str(rng.choice(_KINDS))
         text = "" if kind == "input" and rng.random() < 0.7 else _random_text(rng)
+        if alike is not None and text:
+            text = f"{alike} #{len(found)}" if numbered else f"{alike} {rng.choice(words())}"
         box = (left, top, left + int(rng.integers(20, 90)), min(top + high, FRAME.height))
         checked = bool(rng.random() < 0.3) if kind in ("radio", "checkbox") else None
         focused = kind == "input" and rng.random() < 0.5 and not any(e.focused for e in found)
@@ -92,20 +132,24 @@ def drawn_screen(rng: np.random.Generator, hard: bool) -> View:
         pen.text((left + 2, top), text, fill="black")
         # Some things stand side by side.
         top += high + int(rng.integers(1, 20)) if rng.random() < 0.8 else int(rng.integers(0, 4))
-    history: tuple[str, ...] = ()
-    if hard and rng.random() < 0.6:
-        pressed = found[int(rng.integers(len(found)))]
-        history = (demos.click_named(pressed).action_desc,)
-        if rng.random() < 0.3:
-            history = (f"click {_random_text(rng)}", *history)
-    return View("", history, (png(image),), FRAME, tuple(found))
+    return View("", (), (png(image),), FRAME, tuple(found))
 
 
-def _goal(desc: str, rng: np.random.Generator, hard: bool) -> str:
-    if not hard or rng.random() < 0.5:
-        return desc
+def _told(action: Action, rng: np.random.Generator) -> str:
+    """A goal that says what is to be judged."""
+    if rng.random() < 0.15:
+        return action.action_desc
+    name = _object(action)
+    return _among(name if rng.random() < 0.6 else f'"{name}"', rng)
+
+
+def _object(action: Action) -> str:
+    return action.action_desc.split(" ", 1)[1]
+
+
+def _among(text: str, rng: np.random.Generator) -> str:
     before, after = (" ".join(rng.choice(words(), size=rng.integers(5))) for _ in range(2))
-    return f'{before} "{desc.split(" ", 1)[1]}" {after}'
+    return f"{before} {text} {after}".strip()
 
 
 def _random_text(rng: np.random.Generator) -> str:

@@ -68,6 +68,12 @@ _PIECES = (
 # What contract's short style sets between words.
 _MARKS = tuple(f" {mark}" for mark in "|:>?*+-")
 
+# Those that begin the goal, a step so far and the answer.
+_BEGIN = ":|?>"
+# From the end of a candidate, tokens back to the last word of what was done: of a click's own words,
+# and of the last step where the candidate is COMPLETED.
+_BACK = (2, 4)
+
 # How much of an embedding all of its kind share: the cosine of two is this squared.
 _WORDS_ALIKE, _PLACES_ALIKE = 0.4, 0.7
 _ROWS = 701  # purpose of random draws
@@ -167,7 +173,7 @@ class BaseConfig:
             unroll=3,
         )
     )
-    steps: int = 400
+    steps: int = 500
     batch: int = 16
     row_tokens: int = 192
     optimizer: OptimizerConfig = field(
@@ -225,11 +231,10 @@ def get_base(
 
 
 def _begun(model: ModelConfig, encoder: Any, seed: int, params: Params) -> Params:
-    """Where the base begins: with heads that look words up (`lookup`), and with tokens of a kind alike.
+    """Where the base begins: with tokens of a kind alike, and with heads that look words up (`lookup`).
     What may follow a place in a call is the same for all 540 of them, and most are seen in few calls.
     Where nothing says that they are of a kind, a model goes on as the list of elements did there, and
     what it writes is no call (docs/ui_genie.md has the figures)."""
-    params = with_lookup(params, model, seed)
     table = np.array(params.embed)
     written = [f" {word}" for word in (*words(), *range(_NUMBERS))]
     for kind, alike in ((written, _WORDS_ALIKE), (_places(), _PLACES_ALIKE)):
@@ -237,7 +242,9 @@ def _begun(model: ModelConfig, encoder: Any, seed: int, params: Params) -> Param
         shared = table[rows].mean(axis=0)
         shared *= np.linalg.norm(table[rows], axis=1).mean() / np.linalg.norm(shared)
         table[rows] = alike * shared + math.sqrt(1 - alike**2) * table[rows]
-    return replace(params, embed=jax.device_put(table, params.embed.sharding))
+    params = replace(params, embed=jax.device_put(table, params.embed.sharding))
+    marks = encoder.convert_tokens_to_ids([f" {mark}" for mark in _BEGIN])
+    return with_lookup(params, model, marks, _BACK, seed)
 
 
 def _places() -> list[str]:
@@ -326,23 +333,24 @@ def _screen(
 ) -> _Screen:
     encode = partial(policy.tokenizer.encode, add_special_tokens=False)
 
-    def written(goal: str, action: Action) -> sft.Pair:
-        return encode(contract.short_goal(goal)), agent.response_tokens(policy, action, "short")
+    def written(goal: str, steps: Sequence[str], action: Action) -> sft.Pair:
+        asked = encode(contract.short_goal(goal, steps))
+        return asked, agent.response_tokens(policy, action, "short")
 
-    def judged(goal: str, action: Action, right: bool) -> sft.Pair:
+    def judged(goal: str, steps: Sequence[str], action: Action, right: bool) -> sft.Pair:
         told = contract.candidate_tokens(policy.tokenizer, action, "short")
         answer = encode(contract.POSITIVE if right else contract.NEGATIVE)
-        return [*encode(contract.short_goal(goal, "?")), *told], answer
+        return [*encode(contract.short_goal(goal, steps, "?")), *told], answer
 
-    prompt, own = agent.prompt_tokens(policy, view, "short"), encode(contract.short_goal(view.goal))
-    asked = exercises.to_write(view, rng, hard)
+    prompt = agent.prompt_tokens(policy, view, "short")
+    own = encode(contract.short_goal(view.goal, view.history))
     return _Screen(
         load_image(view.screenshots[-1]),
-        prompt[: len(prompt) - len(own)],  # the goal comes last, so all before it is shared
-        [written(view.goal, action) for action in actions],
+        prompt[: len(prompt) - len(own)],  # goal and steps come last, so all before is shared
+        [written(view.goal, view.history, action) for action in actions],
         [
-            *(written(*one) for one in asked),
-            *(judged(*one) for one in exercises.to_judge(view, asked, rng, hard)),
+            *(written(*one) for one in exercises.to_write(view, rng, hard)),
+            *(judged(*one, right) for one, right in exercises.to_judge(view, rng, hard)),
         ],
     )
 

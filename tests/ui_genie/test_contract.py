@@ -103,11 +103,9 @@ def test_the_short_questions():
         ' checkbox news","coordinate":[16,48 + input","coordinate":[64,48 *'
         ' checkbox ads","coordinate":[104,48 - button Ok","coordinate":[80,112'
     )
-    goal, steps = " : Say Zoe and press Ok", " | click field | type Zoe |"
-    asked = f"{steps} check news<image>{listed}{goal} >"
-    assert agent_question(VIEW, "short") == (None, asked)
-    asked = f"{steps}<image> check news<image>{listed}{goal} ?"
-    assert reward_question(VIEW, "short") == (None, asked)
+    asked = f"{listed} : Say Zoe and press Ok | click field | type Zoe | check news"
+    assert agent_question(VIEW, "short") == (None, f"<image>{asked} >")
+    assert reward_question(VIEW, "short") == (None, f"<image><image>{asked} ?")
 
 
 def test_the_marker_is_the_one_that_prompts_replaces():

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from models import decoder
 from models.params import count
 from selfevolve_jax.errors import UserError
-from selfevolve_jax.lookup import with_lookup
 from selfevolve_jax.state import init_params
 from selfevolve_jax.ui_genie import agent, contract, exercises, tiny, trajectory
 from selfevolve_jax.ui_genie.actions import Action, Frame, parse
@@ -219,9 +218,19 @@ def test_tokens_of_a_kind_begin_alike_and_as_long_as_they_were(mesh1):
         assert cosines(plain, kind) == pytest.approx(before, abs=0.08)
         assert cosines(begun, kind) == pytest.approx(after, abs=0.08)
     lengths = [np.linalg.norm(params.embed, axis=1).mean() for params in (plain, begun)]
-    assert lengths[1] == pytest.approx(lengths[0], rel=0.02)
-    looked_up = with_lookup(plain, model, 0)
-    np.testing.assert_array_equal(begun.layers.q, looked_up.layers.q)
+    assert lengths[1] == pytest.approx(lengths[0], rel=0.03)
+
+
+def test_what_a_judgement_hangs_on_is_where_the_base_looks():
+    """Of a click, and of an end after one: from the last token back to the last word of what was
+    done."""
+    marks = TEXT.convert_tokens_to_ids([f" {mark}" for mark in tiny._BEGIN])
+    assert TEXT.unk_token_id not in marks
+    done = contract.short_goal("Say it", ("click Submit",), "?")
+    for text, back in (("", tiny._BACK[0]), (done, tiny._BACK[1])):
+        action = contract.COMPLETED if text else replace(CLICK, coordinate=(56, 104))
+        tokens = [*encode(text), *contract.candidate_tokens(TEXT, action, "short")]
+        assert TEXT.decode([tokens[-1 - back]]).strip() == "Submit"
 
 
 SHOTS = {keep(png): png for png in (seeing.png(160, 210, s) for s in range(3))}
@@ -333,13 +342,14 @@ def test_a_screen_is_asked_about_by_name(folder):
         ' link a","coordinate":[8,48 link a","coordinate":[8,64 button Submit","coordinate":[56,104 :'
     )
     first = TEXT.decode(tokens[branch == 1])
-    assert first == f" Say it >{contract.candidate(CLICK, 'short')}<|end|>"
+    assert first == f" Say it | click input >{contract.candidate(CLICK, 'short')}<|end|>"
     rest = [TEXT.decode(tokens[branch == k]) for k in range(2, branch.max() + 1)]
     written = [f" {a.action_desc} >{contract.candidate(a, 'short')}<|end|>" for a in clicks]
-    judged = [
-        f" {a.action_desc} ?{contract.candidate(b, 'short')}{'<|+|>' if a == b else '<|-|>'}"
-        for a in clicks
-        for b in clicks
+    judged = {text for text in rest if text.endswith(("<|+|>", "<|-|>"))}
+    assert judged and {text for text in rest if "type " not in text} - judged <= {*written}
+    ways = [
+        *(contract.candidate(a, "short") for a in clicks),
+        contract.candidate(contract.COMPLETED, "short"),
     ]
-    assert rest and {text for text in rest if "type " not in text} <= {*written, *judged}
+    assert any(f" ?{way}<|" in text for way in ways for text in judged)
     assert len(set(rest)) == len(rest)
