@@ -61,6 +61,7 @@ RECIPE = UIGenieRecipe(
     agent=AgentTraining(batch=4, optimizer=FAST),
     reward=RewardTraining(batch=4, optimizer=FAST),
     data=RewardData(continuations=1, failures=4, proposals=2),
+    seed=1,
 )
 ARMS = RECIPE.arms
 
@@ -264,7 +265,7 @@ def test_the_instructions_of_a_round():
     """By hand: fresh seeds of every task at first; then half of them failures, the later ones, and of
     the rest the tasks that take more steps."""
     lengths = {pages.TASKS[0]: 1, pages.TASKS[1]: 2}
-    two = page_seeds(2, 0, 2)
+    two = page_seeds(2, RECIPE.seed, 2)
     fresh = [State(task, seed) for task in pages.TASKS for seed in two]
     assert rounds.starts_of(RECIPE, 1, [], lengths) == fresh
     assert set(rounds.starts_of(RECIPE, 2, [], lengths)).isdisjoint(fresh)
@@ -274,7 +275,7 @@ def test_the_instructions_of_a_round():
             f"t{seed}", pages.TASKS[0], seed, "", FRAME, (), "", (), True, False
         )
 
-    third = page_seeds(4, 0, 4)
+    third = page_seeds(4, RECIPE.seed, 4)
     again = [State(pages.TASKS[0], seed) for seed in (8, 9)]
     long = [State(pages.TASKS[1], seed) for seed in third]
     found = rounds.starts_of(RECIPE, 3, [failed(s) for s in (7, 8, 8, 9)], lengths)
