@@ -119,11 +119,13 @@ def view_of(judged: Judged, screenshots_folder: str | os.PathLike[str], images: 
 def succeeded(of: Trajectory, by: By) -> bool | None:
     """Whether an episode succeeded; None where nobody says so.
 
-    environment: by its own word. judge: the reward model's P(+) for the end is above 0.5. votes: the
-    mean of that and of the share of its start's samples that did the same is; as the judge where none
-    were counted. An agent that errs does so in many ways, so of what it does twice more is right: this
-    is who teaches the reward model, which knows hard pages from easy ones and has to learn right ends
-    from wrong ones of one page (docs/ui_genie.md has the figures).
+    environment: by its own word. judge: the reward model's P(+) for the end is above 0.5. votes: what
+    the judge says where as much is said by the samples of its start, of which at least half did the
+    same after a success and fewer after a failure; None where the two differ, and as the judge where
+    no votes were counted. This is who teaches the reward model. An agent that errs does so in many
+    ways, so of what it does twice more is right; but what all of its samples do may be an error too,
+    and a reward model that is taught it takes it for right from then on (docs/ui_genie.md has the
+    figures).
     """
     if by == "environment":
         return of.success
@@ -132,8 +134,10 @@ def succeeded(of: Trajectory, by: By) -> bool | None:
     if of.outcome_score is None:
         return None
     agreement = of.source.get(AGREEMENT) if by == "votes" else None
-    said = of.outcome_score if agreement is None else (of.outcome_score + agreement) / 2
-    return said > 0.5
+    judged = of.outcome_score > 0.5
+    if agreement is None or judged == (agreement >= 0.5):
+        return judged
+    return None
 
 
 def unworded(actions: Iterable[Action]) -> tuple[Action, ...]:

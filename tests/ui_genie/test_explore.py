@@ -315,7 +315,8 @@ def test_best_of_n_is_chosen_by_outcome_in_one_call():
 
 def test_best_of_n_counts_how_many_did_the_same():
     """Four samples: two that press a in different words, one that presses b, one that is no call. The
-    reward model likes b's end more and so chooses it; by the votes, who teach it, it is wrong."""
+    reward model likes b's end more and so chooses it; as the votes do not, nobody teaches it either
+    way."""
     twice = [render(press("a")), render(press("a", "in other words"))]
     texts = [*twice, render(press("b")), "no call"]
     judge = Judge({}, {"a": 0.6, "b": 0.7})
@@ -325,11 +326,19 @@ def test_best_of_n_counts_how_many_did_the_same():
     by_judge = [reward_data.succeeded(one, "judge") for one in found.trajectories]
     assert by_judge == [True, True, True, None]
     assert [reward_data.succeeded(one, "votes") for one in found.trajectories] == [
-        False,  # (.7 + .25) / 2
-        True,  # (.6 + .5) / 2
+        None,  # .7, and one of four
+        True,  # .6, and two of four
         True,
         None,
     ]
+    doubted = run(
+        Exploration("best_of_n", 4, 1, 1),
+        agent=Agent({"": texts}),
+        judge=Judge({}, {"a": 0.1, "b": 0.2}),
+    )
+    # All that agree are doubted by the judge; b, which only one did, is wrong by both.
+    said = [reward_data.succeeded(one, "votes") for one in doubted.trajectories]
+    assert words(doubted.trajectories) == ["b", "a", "a", ""] and said == [False, None, None, None]
     beam = run(Exploration("beam", 4, 2, 1), agent=Agent({"": texts}), judge=judge)
     assert all("agreement" not in one.source for one in beam.trajectories)
     assert [reward_data.succeeded(one, "votes") for one in beam.chosen] == [True]  # .7, by itself
