@@ -254,7 +254,7 @@ def test_a_dry_run_of_ui_genie_tells_both_models(place, capsys):
     out = capsys.readouterr().out
     config = json.loads(out[: out.index("\n}") + 2])
     assert config["starts"] == 3 and len(config["tasks"]) == 16
-    assert "30 starts a round, 160 held out" in out  # 8 tasks explored by 3, 16 tested by 6
+    assert "30 starts a round, 160 held out" in out  # 10 tasks explored by 3, 16 tested by 10
     assert tree(place) == []
 
 
