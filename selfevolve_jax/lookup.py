@@ -35,7 +35,7 @@ _FAST = 0.01
 _SHARP = 5.0  # of a bias: the first layer's head gives the token before some 0.8 of its attention
 _MATCH = 2.0
 _NEAR, _MARK = 4.0, 17.0  # of two marks the nearer counts, and any mark counts before what is none
-_QUIET = 0.1
+_QUIET = 0.1  # of the first layer's MLP, which else hides from the second what a token is
 # Beside embeddings of length 1.
 _PASSED, _PART, _SAID, _SAME = 0.2, 0.7, 0.3, 0.6
 
@@ -59,10 +59,11 @@ def check_lookup(cfg: ModelConfig) -> None:
 def with_lookup(
     params: Params, cfg: ModelConfig, marks: Sequence[int], back: tuple[int, int], seed: int
 ) -> Params:
-    """The parameters with heads 0 and 1 of the first three layers set as above, placed as they were.
-    marks: the tokens, at most head_dim, that parts of a prompt begin with; what tells of them has as
-    many dimensions for its own, which the embeddings lose. back: how many tokens before a judgement
-    the word stands that it hangs on, in two kinds of question. UserError as `check_lookup`."""
+    """The parameters with heads 0 and 1 of the first three layers set as above, and with a first MLP
+    that says little, placed as they were. marks: the tokens, at most head_dim, that parts of a prompt
+    begin with; what tells of them has as many dimensions for its own, which the embeddings lose. back:
+    how many tokens before a judgement the word stands that it hangs on, in two kinds of question.
+    UserError as `check_lookup`."""
     check_lookup(cfg)
     D, K = cfg.d_model, cfg.head_dim
     rng = np.random.default_rng(seed)

@@ -108,6 +108,7 @@ def test_all_else_is_as_it_was(params, mesh1):
         np.testing.assert_array_equal(before[:, :, 2:], after[:, :, 2:])
     np.testing.assert_array_equal(old.o[:, 2:], new.o[:, 2:])
     np.testing.assert_array_equal(old.gate, new.gate)
+    np.testing.assert_array_equal(old.down[1:], new.down[1:])
 
 
 @pytest.mark.parametrize(
