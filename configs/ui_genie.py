@@ -44,6 +44,6 @@ def quickstart() -> UIGenieRecipe:
         rollout=RolloutConfig(slots=512, chunk=40),
         agent=AgentTraining(batch=32, steps=64, from_first=True, optimizer=falling),
         # At the agent's rate it unlearns what the base knows of judging.
-        reward=RewardTraining(batch=16, steps=64, optimizer=replace(falling, learning_rate=2e-4)),
+        reward=RewardTraining(batch=16, steps=32, optimizer=replace(falling, learning_rate=2e-4)),
         data=RewardData(continuations=3, failures=12),
     )

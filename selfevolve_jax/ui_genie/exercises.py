@@ -26,11 +26,10 @@ from selfevolve_jax.ui_genie.environment import Element
 from selfevolve_jax.ui_genie.miniwob import FRAME
 
 _KINDS = ("button", "link", "text", "radio", "checkbox", "input", "tab")
-# Shares: of what could be judged (a base that is asked more of it judges so well that the rounds have
-# nothing to teach it, see docs/ui_genie.md), and of that, where the question is whether the task is
-# done, not whether a step is right; of hard exercises that come after other steps; of the only things
-# of their kind that are asked for by it; of hard screens whose things have names that begin alike.
-_JUDGED, _ENDS, _AFTER, _BY_KIND, _ALIKE = 0.1, 0.5, 0.15, 0.3, 0.3
+# Shares: of what could be judged, and of that, where the question is whether the task is done, not
+# whether a step is right; of hard exercises that come after other steps; of the only things of their
+# kind that are asked for by it; of hard screens whose things have names that begin alike.
+_JUDGED, _ENDS, _AFTER, _BY_KIND, _ALIKE = 0.6, 0.5, 0.15, 0.3, 0.3
 
 # (goal, steps so far, action)
 Written = tuple[str, tuple[str, ...], Action]

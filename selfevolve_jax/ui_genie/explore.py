@@ -415,15 +415,13 @@ def _mean(steps: Sequence[Step]) -> float:
 
 
 def _agreement(path: _Path, paths: Sequence[_Path], config: Exploration) -> dict[str, float]:
-    """Of best_of_n, whose paths are samples of the agent that know nothing of each other: of a start's
-    that came to an end, the share that did the same, whatever their words. It is estimated as
-    (same + 1/2) / (ends + 1), as few samples do not show that all would (Krichevsky and Trofimov
-    1981). An answer that is no action votes for nothing, as an unparsable one does in a majority."""
-    if config.mode != "best_of_n" or path.ended not in _JUDGED:
+    """Of best_of_n, whose paths are samples of the agent that know nothing of each other: the share of
+    a start's that did the same, whatever their words, and came to an end by it."""
+    if config.mode != "best_of_n":
         return {}
     done = [deeds(one.steps, config.named) for one in paths if one.ended in _JUDGED]
-    same = done.count(deeds(path.steps, config.named))
-    return {AGREEMENT: (same + 0.5) / (len(done) + 1)}
+    same = done.count(deeds(path.steps, config.named)) if path.ended in _JUDGED else 0
+    return {AGREEMENT: same / len(paths)}
 
 
 def _trajectory(path: _Path, name: str, source: Mapping[str, Any]) -> Trajectory:

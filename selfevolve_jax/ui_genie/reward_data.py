@@ -45,10 +45,8 @@ Source = Literal[
     "omitted",  # slips.py
     "substituted",
 ]
-# In a trajectory's source: of its start's samples, the share that did the same (explore.py).
+# In a trajectory's source: the share of its start's samples that did the same.
 AGREEMENT = "agreement"
-# Of an end that teaches: how much the judge's log odds count beside the votes', and the odds it takes.
-_COUNTS, _SURE = 1 / 3, 5 / 3
 _BALANCED = 62  # purpose of draws
 
 
@@ -122,11 +120,12 @@ def succeeded(of: Trajectory, by: By) -> bool | None:
     """Whether an episode succeeded; None where nobody says so.
 
     environment: by its own word. judge: the reward model's P(+) for the end is above 0.5. votes: what
-    the samples of its start say together with the judge, which counts a third: by the odds of the
-    share that did the same, times the cube root of the judge's. None where they are not sure; as the
-    judge where no votes were counted. This is who teaches the reward model. An agent that errs does
-    so in many ways, so of what it does twice more is right; a young judge is surer than it is right
-    (docs/ui_genie.md has the figures).
+    the judge says where as much is said by the samples of its start, of which at least half did the
+    same after a success and fewer after a failure; None where the two differ, and as the judge where
+    no votes were counted. This is who teaches the reward model. An agent that errs does so in many
+    ways, so of what it does twice more is right; but what all of its samples do may be an error too,
+    and a reward model that is taught it takes it for right from then on (docs/ui_genie.md has the
+    figures).
     """
     if by == "environment":
         return of.success
@@ -134,12 +133,11 @@ def succeeded(of: Trajectory, by: By) -> bool | None:
         raise ValueError(f"by is {by!r}, not one of {get_args(By)}")
     if of.outcome_score is None:
         return None
-    word, share = of.outcome_score, of.source.get(AGREEMENT)
-    if by == "judge" or share is None:
-        return word > 0.5
-    right = share * word**_COUNTS
-    wrong = (1 - share) * (1 - word) ** _COUNTS
-    return True if right > _SURE * wrong else False if wrong > _SURE * right else None
+    agreement = of.source.get(AGREEMENT) if by == "votes" else None
+    judged = of.outcome_score > 0.5
+    if agreement is None or judged == (agreement >= 0.5):
+        return judged
+    return None
 
 
 def unworded(actions: Iterable[Action]) -> tuple[Action, ...]:

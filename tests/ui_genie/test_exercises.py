@@ -45,7 +45,7 @@ def test_a_hard_goal_has_the_name_in_quotes_or_the_words_themselves():
     assert seen == {True, False} and steps == {0, 1, 2}
 
 
-def found(hard, view=VIEW, seeds=1200):
+def found(hard, view=VIEW, seeds=200):
     for seed in range(seeds):
         yield from exercises.to_judge(view, np.random.default_rng(seed), hard)
 

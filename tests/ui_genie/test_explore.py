@@ -316,20 +316,18 @@ def test_best_of_n_is_chosen_by_outcome_in_one_call():
 def test_best_of_n_counts_how_many_did_the_same():
     """Four samples: two that press a in different words, one that presses b, one that is no call. The
     reward model likes b's end more and so chooses it; as the votes do not, nobody teaches it either
-    way, and a's, which it likes less, is taught as right."""
+    way."""
     twice = [render(press("a")), render(press("a", "in other words"))]
     texts = [*twice, render(press("b")), "no call"]
     judge = Judge({}, {"a": 0.6, "b": 0.7})
     found = run(Exploration("best_of_n", 4, 1, 1), agent=Agent({"": texts}), judge=judge)
     assert words(found.trajectories) == ["b", "a", "a", ""]
-    # Three came to an end, and the one that is no call votes for nothing.
-    shares = [one.source.get("agreement") for one in found.trajectories]
-    assert shares == [1.5 / 4, 2.5 / 4, 2.5 / 4, None]
+    assert [one.source["agreement"] for one in found.trajectories] == [0.25, 0.5, 0.5, 0.0]
     by_judge = [reward_data.succeeded(one, "judge") for one in found.trajectories]
     assert by_judge == [True, True, True, None]
     assert [reward_data.succeeded(one, "votes") for one in found.trajectories] == [
-        None,  # odds of 3 to 5 times the cube root of 7 to 3: 0.80
-        True,  # of 5 to 3 times that of 3 to 2: 1.91, above 5 to 3
+        None,  # .7, and one of four
+        True,  # .6, and two of four
         True,
         None,
     ]
@@ -338,7 +336,7 @@ def test_best_of_n_counts_how_many_did_the_same():
         agent=Agent({"": texts}),
         judge=Judge({}, {"a": 0.1, "b": 0.2}),
     )
-    # a: 5 to 3 times the cube root of 1 to 9, 0.80. b: 3 to 5 times that of 1 to 4, 0.38.
+    # All that agree are doubted by the judge; b, which only one did, is wrong by both.
     said = [reward_data.succeeded(one, "votes") for one in doubted.trajectories]
     assert words(doubted.trajectories) == ["b", "a", "a", ""] and said == [False, None, None, None]
     beam = run(Exploration("beam", 4, 2, 1), agent=Agent({"": texts}), judge=judge)
@@ -488,10 +486,10 @@ def test_steps_say_what_they_hit_and_samples_that_hit_the_same_agree():
         word: one.source["agreement"]
         for word, one in zip(words(found.trajectories), found.trajectories, strict=True)
     }
-    assert agreed == {"aa": 2.5 / 5, "ba": 2.5 / 5, "ca": 1.5 / 5, "d": 1.5 / 5}
+    assert agreed == {"aa": 0.5, "ba": 0.5, "ca": 0.25, "d": 0.25}
     judged = {view.history for view, _ in judge.asked}
     assert ("click AB", "click AB") in judged and ("click nothing",) in judged
     # the agent's own words, and pixels, where it is not asked for
     plain = run(replace(config, named=False), Buttons(ends="d"), Agent({"": texts}), Judge())
     assert {one.steps[0].action.action_desc for one in plain.trajectories} == {"click C"}
-    assert {one.source["agreement"] for one in plain.trajectories} == {1.5 / 5}
+    assert {one.source["agreement"] for one in plain.trajectories} == {0.25}
