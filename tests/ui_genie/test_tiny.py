@@ -352,13 +352,13 @@ def test_a_screen_is_asked_about_by_name(folder):
     written = [f" {a.action_desc} >{contract.candidate(a, 'short')}<|end|>" for a in clicks]
     judged = {text for text in rest if text.endswith(("<|+|>", "<|-|>"))}
     assert judged and {text for text in rest if "type " not in text} - judged <= {*written}
+    by_words = {contract.candidate(a, "short"): a.action_desc for a in clicks}
+    completed = contract.candidate(contract.COMPLETED, "short")
     verdicts = set()
     for text in judged:
         asked, candidate = text[:-5].split(" ?", 1)
         goal, *steps = asked.split(" | ")
-        by_words = {contract.candidate(a, "short"): a.action_desc for a in clicks}
-        ended = candidate == contract.candidate(contract.COMPLETED, "short")
-        did = steps[-1] if ended else by_words.get(candidate, candidate)
+        did = steps[-1] if candidate == completed else by_words.get(candidate, candidate)
         if did in by_words.values():
             right = did.split()[1] in goal.replace('"', " ").split()
             assert text.endswith("<|+|>" if right else "<|-|>")
